@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node agent: owns one node's WireGuard interface, routes and paths."""
