@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` alone prints what there is. `make demo` and `make test` install what they need.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest -p no:cacheprovider
+.DEFAULT_GOAL := help
+
+.PHONY: help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay wheel clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install Debian packages, the Python environment and the control plane (first run about 6 minutes, then seconds)
+	@hack/setup
+
+python: ## Install the Python environment alone: enough for lint and unit
+	@hack/setup python
+
+lint: python ## Check style, types, import layers and generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache | tail -n 3
+	@$(BIN)/python -m wirekube.api.crds --check
+
+format: python ## Format and sort imports
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+
+unit: python ## Tests without root and without a network (seconds)
+	@$(PYTEST) tests/unit
+
+integration: setup ## Tests against a real kube-apiserver and etcd
+	@$(PYTEST) tests/integration
+
+lab-test: setup ## Tests with real packets in network namespaces (root)
+	@$(PYTEST) tests/lab
+
+vm-test: ## The WireGuard suite and the steering table under a kernel that has WireGuard, in a virtual machine
+	@hack/setup vm
+	@hack/vm/run hack/vm/kernel-suite
+
+test: setup lint unit integration lab-test vm-test ## Everything, as CI runs it
+
+demo: setup ## Six nodes behind different NATs join a mesh; every pair is pinged, a direct path is broken and healed
+	@$(BIN)/wirekube lab demo
+
+down: python ## Remove what a demo or a lab left
+	@$(BIN)/wirekube lab down --all
+
+crds: python ## Generate config/crd from the models
+	@$(BIN)/python -m wirekube.api.crds
+
+bench-path: setup ## Throughput of bare WireGuard, direct and relayed pairs, and the relay alone; an idle agent's cost
+	@$(BIN)/python -m wirekube.lab.bench_path
+
+bench-relay: setup ## Throughput of the relay alone
+	@$(BIN)/python -m wirekube.lab.bench_relay
+
+wheel: python ## Build sdist and wheel into dist/
+	@$(BIN)/python -m build --no-isolation
+
+clean: ## Remove build products and the Python environment (the control plane's cache stays)
+	@rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .hypothesis
