@@ -1,2 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group wirekube.io, version v1alpha1."""
+"""Typed models of version v1alpha1."""
+
+from .base import Condition, Metadata, Model
+from .mesh import MeshSpec, MeshStatus, RelaySpec, RelayStatus, WireKubeMesh
+from .peer import Candidate, NatStatus, NotDirect, PathCounts, PeerSpec, PeerStatus, WireKubePeer
+
+__all__ = [
+    "Candidate",
+    "Condition",
+    "MeshSpec",
+    "MeshStatus",
+    "Metadata",
+    "Model",
+    "NatStatus",
+    "NotDirect",
+    "PathCounts",
+    "PeerSpec",
+    "PeerStatus",
+    "RelaySpec",
+    "RelayStatus",
+    "WireKubeMesh",
+    "WireKubePeer",
+]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WireKubeMesh: the settings of the one mesh of a cluster, and what the operator made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from ..constants import DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU
+from .base import (
+    Conditions,
+    HostPort,
+    IpPort,
+    Metadata,
+    Model,
+    NetworkCidr,
+    Port,
+    PublicKey,
+    by_name,
+    rule,
+    rules,
+)
+
+INTERFACE = "^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$"
+_STUN_RULES = rules(
+    ("size(self) != 1", "give at least two STUN servers or none: one alone cannot tell a symmetric NAT from others"),
+    ("self.all(a, self.exists_one(b, a == b))", "each STUN server may stand in the list once"),
+)
+_RELAY_RULES = rules(
+    (
+        "!has(self.provider) || self.provider != 'external' || has(self.external)",
+        "provider is external, so relay.external.endpoint must say where the relay is",
+    ),
+    (
+        "!has(self.mode) || self.mode != 'always' || has(self.provider)",
+        "mode is always, so relay.provider must say which relay: external or managed",
+    ),
+)
+
+
+class ExternalRelay(Model):
+    """A relay that somebody runs outside the cluster."""
+
+    endpoint: HostPort
+    """Where agents reach the relay, HOST:PORT. The operator resolves the name and publishes the addresses."""
+    transport: Literal["tcp"] = "tcp"
+    """How agents talk to the relay."""
+    public_key: PublicKey | None = None
+    """The relay's public key in base64, which wirekube-relay prints when it starts. Without it agents take the key that the relay shows."""
+
+
+class ManagedRelay(Model):
+    """A relay that runs in the cluster behind a Service."""
+
+    replicas: Annotated[int, Field(ge=1, le=16)] = 1
+    """Number of relay pods."""
+    service_type: Literal["LoadBalancer", "NodePort", "ClusterIP"] = "LoadBalancer"
+    """Type of the relay's Service. ClusterIP needs externalIPs on the Service."""
+    port: Port = 3478
+    """Port of the relay's Service."""
+
+
+class RelaySpec(Model):
+    """When and through what packets are relayed."""
+
+    model_config = ConfigDict(json_schema_extra=_RELAY_RULES)
+
+    mode: Literal["auto", "always", "never"] = "auto"
+    """auto: direct where possible, relayed where not. always: only relayed. never: only direct."""
+    provider: Literal["external", "managed"] | None = None
+    """external: the relay at external.endpoint. managed: a relay in the cluster. Absent: no relay."""
+    handshake_timeout_seconds: Annotated[int, Field(ge=5, le=300)] = 30
+    """Seconds without a direct connection until a peer is relayed."""
+    direct_retry_interval_seconds: Annotated[int, Field(ge=5, le=3600)] = 120
+    """Longest pause, in seconds, between attempts to reach a relayed peer directly."""
+    external: ExternalRelay | None = None
+    """The relay of the provider external."""
+    managed: ManagedRelay | None = None
+    """Settings of the provider managed."""
+
+
+class MeshSpec(Model):
+    """What the mesh should be."""
+
+    listen_port: Port = DEFAULT_LISTEN_PORT
+    """UDP port of WireGuard on every node."""
+    interface_name: Annotated[
+        str,
+        Field(
+            pattern=INTERFACE,
+            max_length=15,
+            json_schema_extra=rule(
+                f"self.matches('{INTERFACE}')", "a letter, then letters, digits, '_', '.' or '-', at most 15 in all"
+            ),
+        ),
+    ] = DEFAULT_INTERFACE
+    """Name of the WireGuard interface, at most 15 characters (the kernel's limit)."""
+    mtu: Annotated[int, Field(ge=1280, le=9000)] = DEFAULT_MTU
+    """MTU of the interface. 1420 leaves room for WireGuard in packets of 1500 bytes."""
+    stun_servers: Annotated[tuple[HostPort, ...], Field(max_length=8, json_schema_extra=_STUN_RULES)] = ()
+    """STUN servers, HOST:PORT: none, or two to eight. Two are needed to recognise a symmetric NAT."""
+    relay: RelaySpec = RelaySpec()
+    """When and through what packets are relayed."""
+    mesh_cidr: Annotated[NetworkCidr | None, Field(alias="meshCIDR")] = None
+    """IPv4 range of the mesh addresses. Absent: the operator picks one that overlaps nothing it sees, once."""
+    mesh_cidr6: Annotated[NetworkCidr | None, Field(alias="meshCIDR6")] = None
+    """IPv6 range of the mesh addresses. Absent: a unique local /48 made from the UID of this object."""
+
+
+class RelayStatus(Model):
+    """A relay as agents reach it."""
+
+    name: Annotated[str, Field(max_length=260)]
+    """HOST:PORT as configured."""
+    endpoints: Annotated[tuple[IpPort, ...], Field(max_length=16)] = ()
+    """IP:PORT of the relay, resolved by the operator."""
+    public_key: PublicKey | None = None
+    """The relay's public key in base64, when the Mesh names one."""
+
+
+class MeshStatus(Model):
+    """What the operator made of the Mesh."""
+
+    observed_generation: int | None = None
+    """Generation of the spec that this status is about."""
+    peers: int = 0
+    """Number of Peers."""
+    ready_peers: int = 0
+    """Number of Peers whose condition Ready is True."""
+    mesh_cidrs: Annotated[tuple[NetworkCidr, ...], Field(alias="meshCIDRs", max_length=2)] = ()
+    """The ranges of mesh addresses in force."""
+    relays: Annotated[tuple[RelayStatus, ...], Field(max_length=16, json_schema_extra=by_name())] = ()
+    """The relays that agents may use."""
+    conditions: Conditions = ()
+    """AddressesReady, RelayReady, Ready."""
+
+
+class WireKubeMesh(Model):
+    """The settings of the WireGuard mesh. A cluster has one, named `default`."""
+
+    metadata: Metadata
+    spec: MeshSpec = MeshSpec()
+    status: MeshStatus = MeshStatus()
