@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds that the operator reads and writes, and the few questions that every controller asks of an object."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from ..api.constants import GROUP_VERSION, MESH_NAME
+from ..runtime.objects import Key, Kind, Object
+
+MESH: Final = Kind(GROUP_VERSION, "wirekubemeshes", "WireKubeMesh")
+PEER: Final = Kind(GROUP_VERSION, "wirekubepeers", "WireKubePeer")
+NODE: Final = Kind("v1", "nodes", "Node")
+SERVICE: Final = Kind("v1", "services", "Service", namespaced=True)
+SERVICE_CIDR: Final = Kind("networking.k8s.io/v1", "servicecidrs", "ServiceCIDR")
+
+MESH_KEY: Final[Key] = ("", MESH_NAME)
+
+
+def spec_of(obj: Object) -> dict[str, Any]:
+    """Return the spec, empty when there is none."""
+    return obj.get("spec") or {}
+
+
+def status_of(obj: Object) -> dict[str, Any]:
+    """Return the status, empty when there is none."""
+    return obj.get("status") or {}
+
+
+def conditions_of(obj: Object) -> list[dict[str, Any]]:
+    """Return status.conditions, empty when there are none."""
+    return status_of(obj).get("conditions") or []
+
+
+def uid_of(obj: Object) -> str:
+    """Return metadata.uid."""
+    return str(obj["metadata"].get("uid") or "")
+
+
+def generation_of(obj: Object) -> int:
+    """Return metadata.generation."""
+    return int(obj["metadata"].get("generation") or 0)
+
+
+def seniority(obj: Object) -> tuple[str, str]:
+    """Return the sort key of age: creation time (RFC 3339 in UTC sorts as text), then name."""
+    return obj["metadata"].get("creationTimestamp") or "~", obj["metadata"]["name"]
+
+
+def now_iso() -> str:
+    """Return the time now as metav1.Time has it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's process: `wirekube-operator`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import anyio
+
+from ..runtime.client import Client
+from ..runtime.controller import Controller
+from ..runtime.errors import ApiError, Misconfigured
+from ..runtime.events import EventRecorder
+from ..runtime.health import HealthServer
+from ..runtime.manager import Manager
+from ..runtime.reflector import Reflector
+from ..telemetry import Telemetry, setup
+from ..telemetry.logs import configure, get_logger
+from .keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
+from .kinds import MESH, MESH_KEY, NODE, PEER
+from .mesh import MeshReconciler, to_mesh
+from .peers import PeerReconciler, mesh_to_nodes
+
+log = get_logger("operator")
+
+DEFAULT_HEALTH = "127.0.0.1:9585"  # loopback: the operator shares the host's network
+COMPONENT = "wirekube.io/operator"
+RETRY = 5.0
+RESYNC = 600.0
+
+
+class ConfigError(Exception):
+    """The environment is not usable; the message names the variable."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The operator's environment, checked.
+
+    Attributes:
+        kubeconfig: path of a kubeconfig; None means in-cluster credentials.
+        health: address and port of /healthz, /readyz and /metrics.
+        log_level: debug, info, warning or error.
+    """
+
+    kubeconfig: str | None
+    health: tuple[str, int]
+    log_level: str
+
+
+def from_environment(environment: Mapping[str, str]) -> Config:
+    """Read KUBECONFIG, WIREKUBE_HEALTH and WIREKUBE_LOG_LEVEL.
+
+    Raises:
+        ConfigError: a variable is malformed.
+    """
+    text = environment.get("WIREKUBE_HEALTH") or DEFAULT_HEALTH
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ConfigError(f"WIREKUBE_HEALTH={text!r} must be ADDRESS:PORT, for example {DEFAULT_HEALTH}")
+    level = environment.get("WIREKUBE_LOG_LEVEL", "info").lower()
+    if level not in {"debug", "info", "warning", "error"}:
+        raise ConfigError(f"WIREKUBE_LOG_LEVEL={level!r} must be debug, info, warning or error")
+    return Config(environment.get("KUBECONFIG") or None, (host.strip("[]"), int(port)), level)
+
+
+def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> Manager:
+    """Put the operator together."""
+    meshes = Reflector(client, MESH, resync=RESYNC, telemetry=telemetry)
+    peers = Reflector(client, PEER, resync=RESYNC, telemetry=telemetry)
+    # A cluster does not lose all its Nodes at once; a list that says so would remove every Peer.
+    nodes: Reflector = Reflector(
+        client, NODE, resync=RESYNC, telemetry=telemetry, list_filter=lambda found: bool(found) or not len(nodes.store)
+    )
+    add_indexes(peers.store)
+    events = EventRecorder(client, COMPONENT, socket.gethostname(), telemetry)
+    stores = (nodes.store, meshes.store, peers.store)
+
+    node_controller = Controller("node", PeerReconciler(client, *stores, events), telemetry=telemetry)
+    node_controller.watches(nodes)
+    node_controller.watches(meshes, mesh_to_nodes(nodes.store))
+    node_controller.watches(peers)
+
+    status_controller = Controller("peer", PeerStatusReconciler(client, *stores, events), telemetry=telemetry)
+    status_controller.watches(peers, peer_to_peers(peers.store))
+    status_controller.watches(nodes)
+    status_controller.watches(meshes, mesh_to_peers(peers.store))
+
+    mesh_controller = Controller("mesh", MeshReconciler(client, *stores, events), telemetry=telemetry)
+    mesh_controller.watches(meshes)
+    mesh_controller.watches(peers, to_mesh)
+    mesh_controller.watches(nodes, lambda event: () if event.old and event.new else (MESH_KEY,))
+
+    manager = Manager(telemetry, health)
+    for reflector in (meshes, peers, nodes):
+        manager.add_reflector(reflector)
+    for controller in (node_controller, status_controller, mesh_controller):
+        manager.add_controller(controller)
+    manager.add("events", events)
+    return manager
+
+
+async def run(config: Config, telemetry: Telemetry) -> None:
+    """Run until a signal.
+
+    Raises:
+        Misconfigured: no usable credentials.
+        OSError: the health server cannot listen.
+    """
+    client = await _connect_or_stop(config, telemetry)
+    if client is None:
+        telemetry.shutdown()
+        return
+    log.info("started", server=client.server)
+    try:
+        await build(client, telemetry, HealthServer(config.health, telemetry)).run()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await client.close()
+
+
+async def _connect_or_stop(config: Config, telemetry: Telemetry) -> Client | None:
+    """Connect, however long it takes; None when a signal comes first."""
+    client: Client | None = None
+    failure: Misconfigured | None = None
+    async with anyio.create_task_group() as group:
+
+        async def stop_on_signal() -> None:
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+                async for _ in received:
+                    group.cancel_scope.cancel()
+
+        group.start_soon(stop_on_signal)
+        try:
+            client = await _connect(config, telemetry)
+        except Misconfigured as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return client
+
+
+async def _connect(config: Config, telemetry: Telemetry) -> Client:
+    said = ""
+    while True:
+        try:
+            return await Client.connect(kubeconfig=config.kubeconfig, telemetry=telemetry)
+        except Misconfigured:
+            raise
+        except ApiError as error:
+            if error.message != said:
+                said = error.message
+                log.warning("cannot use the API server yet; trying again", error=said, every_seconds=RETRY)
+            await anyio.sleep(RETRY)
+
+
+def main() -> int:
+    """Run the operator until SIGTERM or SIGINT.
+
+    Returns:
+        0 after a clean stop, 1 when a port or the credentials cannot be used, 2 when a variable is malformed.
+    """
+    try:
+        config = from_environment(os.environ)
+    except ConfigError as error:
+        sys.stderr.write(f"wirekube-operator: {error}\n")
+        return 2
+    configure(config.log_level, json=not sys.stderr.isatty())
+    telemetry = setup("wirekube-operator")
+    try:
+        anyio.run(run, config, telemetry)
+    except Misconfigured as error:
+        sys.stderr.write(f"wirekube-operator: {error.message}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"wirekube-operator: {error.strerror or error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Mesh's status: ranges in force, relay addresses, counts, conditions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from ipaddress import ip_network
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from ..api.addresses import Network, Ranges, choose_ranges
+from ..api.constants import FIELD_MANAGER_OPERATOR
+from ..api.effective import explain
+from ..api.v1alpha1 import WireKubeMesh
+from ..runtime.conditions import is_true
+from ..runtime.controller import Result
+from ..runtime.errors import NotFound
+from ..runtime.events import EventRecorder
+from ..runtime.objects import Key, Kind, Object
+from ..runtime.reflector import Event
+from ..runtime.store import Store
+from .keys import READY
+from .kinds import (
+    MESH,
+    MESH_KEY,
+    SERVICE,
+    SERVICE_CIDR,
+    conditions_of,
+    generation_of,
+    now_iso,
+    status_of,
+    uid_of,
+)
+from .nodes import node_networks, service_networks
+from .relays import RELAY_READY, RelayResolver
+from .verdicts import Verdict, conditions, transitions
+
+ADDRESSES_READY = "AddressesReady"
+COUNT_PAUSE = 5.0  # seconds between writes that carry nothing but counts: every agent gets each of them
+RANGES_RETRY = 30.0
+_COUNTS = frozenset({"peers", "readyPeers"})
+_NO_RELAY_WANTED = frozenset({"Disabled", "NotConfigured"})
+
+
+class MeshClient(Protocol):
+    """The part of a client that is used here."""
+
+    async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object:
+        """See `Verbs.get`."""
+
+    async def list(self, kind: Kind) -> tuple[list[Object], str]:
+        """See `Verbs.list`."""
+
+    async def apply_status(self, kind: Kind, obj: Object, *, field_manager: str, force: bool = True) -> Object:
+        """See `Verbs.apply_status`."""
+
+
+class MeshReconciler:
+    """Writes the status of the one Mesh.
+
+    Args:
+        client: writes the status; reads the Service ranges when mesh ranges are chosen.
+        nodes: all Nodes, for what the mesh's ranges must not overlap.
+        meshes: the Mesh.
+        peers: all Peers, to be counted.
+        events: for Events on the Mesh.
+        relays: resolves relay names.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        client: MeshClient,
+        nodes: Store,
+        meshes: Store,
+        peers: Store,
+        events: EventRecorder,
+        *,
+        relays: RelayResolver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._nodes = nodes
+        self._meshes = meshes
+        self._peers = peers
+        self._events = events
+        self._relays = relays or RelayResolver()
+        self._clock = clock
+        self._written = float("-inf")
+
+    async def reconcile(self, key: Key) -> Result:
+        """Compute the status and write it when it differs; counts alone at most every 5 s."""
+        obj = self._meshes.get(key)
+        if key != MESH_KEY or obj is None or obj["metadata"].get("deletionTimestamp"):
+            return Result()
+        try:
+            mesh = WireKubeMesh.model_validate(obj)
+        except ValidationError as error:
+            return await self._write(obj, kept(obj), [Verdict(READY, "False", "Malformed", explain(error))], None)
+        ranges = await self._ranges(mesh, obj)
+        relays = await self._relays.resolve(mesh.spec.relay, status_of(obj).get("relays") or [])
+        verdicts = [addresses_verdict(ranges), relays.verdict]
+        verdicts.append(ready_verdict(verdicts))
+        fields = counts(self._peers.items().values()) | {
+            "observedGeneration": generation_of(obj),
+            "meshCIDRs": [str(network) for network in ranges.networks],
+            "relays": relays.entries,
+        }
+        again = [each for each in (relays.again, RANGES_RETRY if ranges.problems else None) if each is not None]
+        return await self._write(obj, fields, verdicts, min(again, default=None))
+
+    async def _ranges(self, mesh: WireKubeMesh, obj: Object) -> Ranges:
+        current = [ip_network(text) for text in mesh.status.mesh_cidrs]
+        wanted = [ip_network(text) for text in (mesh.spec.mesh_cidr, mesh.spec.mesh_cidr6) if text]
+        wrong = family_problem(mesh)
+        if wrong:
+            return Ranges(tuple(current), (wrong,))
+        settled = {network.version for network in current} == {4, 6} and set(wanted) <= set(current)
+        taken = [] if settled else await self._taken()
+        return choose_ranges(uid_of(obj), taken, current=current, wanted=wanted)
+
+    async def _taken(self) -> list[Network]:
+        """Return what the cluster uses; a server without ServiceCIDR objects still has the Service `kubernetes`."""
+        try:
+            cidrs, _ = await self._client.list(SERVICE_CIDR)
+        except NotFound:
+            cidrs = []
+        try:
+            service: Object | None = await self._client.get(SERVICE, "kubernetes", "default")
+        except NotFound:
+            service = None
+        return [*node_networks(self._nodes.items().values()), *service_networks(cidrs, service)]
+
+    async def _write(self, obj: Object, fields: dict[str, Any], verdicts: list[Verdict], again: float | None) -> Result:
+        wanted = fields | {"conditions": conditions(obj, verdicts, now_iso())}
+        changed = changed_fields(status_of(obj), wanted)
+        if not changed:
+            return Result(again)
+        wait = self._written + COUNT_PAUSE - self._clock()
+        if changed <= _COUNTS and wait > 0:
+            return Result(wait)
+        body = {"metadata": {"name": obj["metadata"]["name"]}, "status": wanted}
+        try:
+            await self._client.apply_status(MESH, body, field_manager=FIELD_MANAGER_OPERATOR)
+        except NotFound as error:
+            if error.whole_resource:
+                raise
+            return Result()
+        self._written = self._clock()
+        for news in transitions(obj, verdicts):
+            normal = news.status == "True" or news.reason in _NO_RELAY_WANTED
+            self._events.event(
+                obj, "Normal" if normal else "Warning", news.reason, f"Judge{news.type}", news.message or news.type
+            )
+        return Result(again)
+
+
+def kept(obj: Object) -> dict[str, Any]:
+    """Return all of the status but its conditions: what an apply leaves out would be removed."""
+    return {name: value for name, value in status_of(obj).items() if name != "conditions"}
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
+    """Return the names of the fields that differ."""
+    return {name for name in old.keys() | new.keys() if (old.get(name) or None) != (new.get(name) or None)}
+
+
+def counts(peers: Iterable[Object]) -> dict[str, Any]:
+    """Count Peers."""
+    alive = [peer for peer in peers if not peer["metadata"].get("deletionTimestamp")]
+    return {"peers": len(alive), "readyPeers": sum(is_true(conditions_of(peer), READY) for peer in alive)}
+
+
+def family_problem(mesh: WireKubeMesh) -> str:
+    """Return what is wrong when a range stands in the field of the other family, else an empty string."""
+    for field, version, text in (("meshCIDR", 4, mesh.spec.mesh_cidr), ("meshCIDR6", 6, mesh.spec.mesh_cidr6)):
+        if text and ip_network(text).version != version:
+            return f"spec.{field} must be an IPv{version} range, not {text}"
+    return ""
+
+
+def addresses_verdict(ranges: Ranges) -> Verdict:
+    """Return AddressesReady."""
+    shown = ", ".join(map(str, ranges.networks))
+    if ranges.problems:
+        message = "; ".join(ranges.problems) + (f"; in force: {shown}" if shown else "")
+        return Verdict(ADDRESSES_READY, "False", "RangeRefused", message)
+    return Verdict(ADDRESSES_READY, "True", "RangesChosen", f"mesh addresses come from {shown}")
+
+
+def ready_verdict(parts: list[Verdict]) -> Verdict:
+    """Return Ready: addresses are there, and the relay if one is wanted."""
+    for part in parts:
+        if part.status != "True" and not (part.type == RELAY_READY and part.reason in _NO_RELAY_WANTED):
+            return Verdict(READY, "False", part.reason, part.message)
+    return Verdict(READY, "True", "Ready", "addresses and relay are in order")
+
+
+def to_mesh(_event: Event) -> tuple[Key]:
+    """Map any event to the Mesh."""
+    return (MESH_KEY,)

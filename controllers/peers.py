@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node to Peer: a Node with the label has a Peer of its name, with addresses; any other Node has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from ..api.addresses import Network, RangeError, addresses_at, allocate, place_of
+from ..api.constants import FIELD_MANAGER_OPERATOR
+from ..api.effective import mesh_ranges
+from ..runtime.controller import Result
+from ..runtime.errors import Conflict, NotFound
+from ..runtime.events import EventRecorder
+from ..runtime.objects import Key, Kind, Object
+from ..runtime.reflector import Event
+from ..runtime.store import Store
+from ..telemetry.logs import get_logger
+from .kinds import MESH_KEY, NODE, PEER, seniority, spec_of, uid_of
+from .nodes import EndpointError, annotated_endpoint, wants_mesh
+
+log = get_logger("peers")
+
+
+class Writer(Protocol):
+    """The part of a client that is used here."""
+
+    async def apply(self, kind: Kind, obj: Object, *, field_manager: str, force: bool = True) -> Object:
+        """See `Verbs.apply`."""
+
+    async def delete(self, kind: Kind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
+        """See `Verbs.delete`."""
+
+
+class PeerReconciler:
+    """Keeps the Peer of one Node. Run it with one worker: addresses are given out one after the other.
+
+    Args:
+        client: writes Peers.
+        nodes: all Nodes.
+        meshes: the Mesh, whose status names the ranges.
+        peers: all Peers.
+        events: for Events on Nodes.
+    """
+
+    def __init__(self, client: Writer, nodes: Store, meshes: Store, peers: Store, events: EventRecorder) -> None:
+        self._client = client
+        self._nodes = nodes
+        self._meshes = meshes
+        self._peers = peers
+        self._events = events
+        self._given: dict[str, tuple[str, ...]] = {}  # by Node; the store may not show our last writes yet
+        self._refused: dict[str, str] = {}  # what was said about a Node's annotation last
+
+    async def reconcile(self, key: Key) -> Result:
+        """Make, update or delete one Peer."""
+        name = key[1]
+        node, peer = self._nodes.get(key), self._peers.get(key)
+        if node is None or not wants_mesh(node):
+            self._given.pop(name, None)
+            self._refused.pop(name, None)
+            await self._remove(peer)
+            return Result()
+        ranges = mesh_ranges(self._meshes.get(MESH_KEY))
+        if not ranges or (peer is not None and peer["metadata"].get("deletionTimestamp")):
+            return Result()  # the Mesh's status, or the end of the old Peer, queues us again
+        wanted = desired_peer(node, peer, self._addresses(name, node, peer, ranges), self._endpoint(node))
+        if not has_all(peer, wanted):
+            await self._client.apply(PEER, wanted, field_manager=FIELD_MANAGER_OPERATOR)
+            log.info("applied a Peer", peer=name, addresses=wanted["spec"]["addresses"])
+        return Result()
+
+    def _addresses(self, name: str, node: Object, peer: Object | None, ranges: tuple[Network, ...]) -> tuple[str, ...]:
+        existing = addresses_of(peer) or self._given.get(name, ())
+        others = {other["metadata"]["name"]: other for other in self._peers.items().values()}
+        taken = taken_places(name, existing, others, self._given, ranges)
+        try:
+            place = allocate(name, ranges, existing=existing, taken=taken)
+        except RangeError as error:
+            self._events.event(node, "Warning", "NoMeshAddress", "AllocateAddress", str(error))
+            raise
+        self._given[name] = addresses_at(place, ranges)
+        return self._given[name]
+
+    def _endpoint(self, node: Object) -> str | None:
+        """Return the annotation's endpoint; say once what is wrong with it."""
+        name = node["metadata"]["name"]
+        try:
+            endpoint = annotated_endpoint(node)
+        except EndpointError as error:
+            if self._refused.get(name) != str(error):
+                self._refused[name] = str(error)
+                self._events.event(node, "Warning", "InvalidEndpoint", "ReadAnnotation", str(error))
+            return None
+        self._refused.pop(name, None)
+        return endpoint
+
+    async def _remove(self, peer: Object | None) -> None:
+        if peer is None or not ours(peer) or peer["metadata"].get("deletionTimestamp"):
+            return
+        name = peer["metadata"]["name"]
+        try:
+            await self._client.delete(PEER, name, uid=uid_of(peer))
+        except (NotFound, Conflict):
+            return  # gone, or another one of that name by now, which its own event brings to us
+        log.info("deleted a Peer whose Node has left the mesh", peer=name)
+
+
+def desired_peer(node: Object, peer: Object | None, addresses: Iterable[str], endpoint: str | None) -> dict[str, Any]:
+    """Return the full set of fields that the operator owns. With a uid it updates that very Peer and revives none."""
+    name = node["metadata"]["name"]
+    owner = {"apiVersion": NODE.group_version, "kind": NODE.kind, "name": name, "uid": uid_of(node)}
+    metadata = {"name": name, "ownerReferences": [owner]} | ({"uid": uid_of(peer)} if peer is not None else {})
+    spec = {"addresses": list(addresses)} | ({"endpoint": endpoint} if endpoint is not None else {})
+    return {"metadata": metadata, "spec": spec}
+
+
+def has_all(peer: Object | None, wanted: Object) -> bool:
+    """Whether the Peer shows what we would send."""
+    if peer is None:
+        return False
+    spec = spec_of(peer)
+    same = all(spec.get(field) == wanted["spec"].get(field) for field in ("addresses", "endpoint"))
+    return same and owners_of(peer) == [uid_of_owner(each) for each in wanted["metadata"]["ownerReferences"]]
+
+
+def uid_of_owner(reference: dict[str, Any]) -> str:
+    """Return the uid in an owner reference."""
+    return str(reference.get("uid"))
+
+
+def owners_of(peer: Object) -> list[str]:
+    """Return the uids of the Nodes that own the Peer."""
+    references = peer["metadata"].get("ownerReferences") or []
+    return [uid_of_owner(each) for each in references if each.get("kind") == NODE.kind]
+
+
+def ours(peer: Object) -> bool:
+    """Whether a Node owns the Peer; one that a person made is never deleted by us."""
+    return bool(owners_of(peer))
+
+
+def addresses_of(peer: Object | None) -> tuple[str, ...]:
+    """Return the mesh addresses of a Peer."""
+    return tuple(spec_of(peer).get("addresses") or ()) if peer is not None else ()
+
+
+def taken_places(
+    name: str,
+    existing: Iterable[str],
+    peers: dict[str, Object],
+    given: dict[str, tuple[str, ...]],
+    ranges: tuple[Network, ...],
+) -> set[int]:
+    """Return the places of all others; of two Peers that share one, the older keeps it."""
+    own = place_of(existing, ranges)
+    mine = peers.get(name)
+    taken = set()
+    for other in (peers.keys() | given.keys()) - {name}:
+        theirs = peers.get(other)
+        place = place_of(addresses_of(theirs) or given.get(other, ()), ranges)
+        younger = mine is not None and (theirs is None or seniority(mine) < seniority(theirs))
+        if place is not None and not (place == own and younger):
+            taken.add(place)
+    return taken
+
+
+def mesh_to_nodes(nodes: Store) -> Callable[[Event], list[Key]]:
+    """Return a mapper: new ranges concern every Node."""
+
+    def mapper(event: Event) -> list[Key]:
+        old, new = (mesh_ranges(obj) for obj in (event.old, event.new))
+        return list(nodes.items()) if event.key == MESH_KEY and old != new else []
+
+    return mapper

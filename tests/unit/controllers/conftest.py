@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client that takes down what is written, and a recorder of Events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wirekube.runtime.errors import from_response
+
+
+class Written:
+    """Records writes; serves no Service ranges."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.events: list[tuple[str, str]] = []
+
+    async def apply(self, _kind: Any, obj: Any, *, field_manager: str, force: bool = True) -> Any:
+        self.calls.append(("apply", obj))
+        return obj
+
+    async def apply_status(self, _kind: Any, obj: Any, *, field_manager: str, force: bool = True) -> Any:
+        self.calls.append(("status", obj))
+        return obj
+
+    async def delete(self, _kind: Any, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
+        self.calls.append(("delete", (name, uid)))
+
+    async def get(self, _kind: Any, _name: str, _namespace: str | None = None) -> Any:
+        raise from_response(404, b"", {})
+
+    async def list(self, _kind: Any) -> Any:
+        return [{"spec": {"cidrs": ["198.18.0.0/16"]}}], "1"
+
+    def event(self, regarding: Any, type: str, reason: str, _action: str, _note: str) -> None:
+        self.events.append((regarding["metadata"]["name"], reason))
+
+
+@pytest.fixture
+def written() -> Written:
+    return Written()

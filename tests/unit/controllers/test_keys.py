@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's verdicts on Peers."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, peer_to_peers
+from wirekube.runtime.conditions import find_condition
+from wirekube.runtime.store import Event, Store
+
+KEY = base64.b64encode(bytes(32)).decode()
+OTHER = base64.b64encode(bytes([1]) * 32).decode()
+STAMP = "2026-01-01T00:00:00Z"
+
+
+class World:
+    def __init__(self, written: Any) -> None:
+        self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
+        add_indexes(self.peers)
+        self.restart()
+
+    def restart(self) -> None:
+        self.reconciler = PeerStatusReconciler(self.written, self.nodes, self.meshes, self.peers, self.written)
+
+    def put(self, name: str, key: str | None, *, minute: int = 0, ready: bool = False, **spec: Any) -> Any:
+        status: dict[str, Any] = {"publicKey": key} if key else {}
+        if ready:
+            status["conditions"] = [
+                {"type": "DataPlaneReady", "status": "True", "reason": "Up", "lastTransitionTime": STAMP}
+            ]
+        stamp = f"2026-01-01T00:{minute:02}:00Z"
+        obj = {
+            "metadata": {"name": name, "uid": f"u-{name}", "creationTimestamp": stamp},
+            "spec": spec,
+            "status": status,
+        }
+        return self.peers.put(obj)
+
+    async def conditions(self, name: str, *, store: bool = True) -> Any:
+        """Reconcile; return the conditions that were written, or None."""
+        self.written.calls.clear()
+        await self.reconciler.reconcile(("", name))
+        if not self.written.calls:
+            return None
+        ((_, body),) = self.written.calls
+        if store:
+            old = self.peers.get(("", name)) or {}
+            sent = body["status"]["conditions"]
+            others = [c for c in old["status"].get("conditions", []) if c["type"] == "DataPlaneReady"]
+            self.peers.put(old | {"status": old["status"] | {"conditions": sent + others}})
+        return body["status"]["conditions"]
+
+
+@pytest.fixture
+def world(written: Any) -> World:
+    return World(written)
+
+
+def shown(conditions: Any, type: str) -> tuple[str, str, str]:
+    found = find_condition(conditions, type)
+    assert found is not None
+    return found["status"], found["reason"], found["message"]
+
+
+async def test_without_a_key_nothing_is_known(world: World) -> None:
+    world.put("a", None)
+    assert shown(await world.conditions("a"), "KeyAccepted")[:2] == ("Unknown", "NoKey")
+
+
+async def test_an_accepted_key_is_the_message_and_is_written_once(world: World) -> None:
+    world.put("a", KEY, ready=True)
+    written = await world.conditions("a")
+    assert shown(written, "KeyAccepted") == ("True", "Accepted", KEY)
+    assert shown(written, "Ready")[0] == "True"
+    assert await world.conditions("a") is None
+
+
+async def test_ready_waits_for_the_data_plane(world: World) -> None:
+    world.put("a", KEY)
+    assert shown(await world.conditions("a"), "Ready")[:2] == ("Unknown", "AgentNotReporting")
+
+
+async def test_the_first_to_publish_keeps_its_key_against_an_older_peer(world: World) -> None:
+    world.put("young", KEY, minute=9)
+    await world.conditions("young", store=False)  # the store does not show our write yet
+    world.put("old", KEY, minute=1)
+    assert shown(await world.conditions("old"), "KeyAccepted")[:2] == ("False", "DuplicateKey")
+    assert shown(await world.conditions("young"), "KeyAccepted")[0] == "True"
+
+
+async def test_a_new_operator_reads_the_owner_from_the_condition(world: World) -> None:
+    world.put("young", KEY, minute=9)
+    await world.conditions("young")
+    world.restart()
+    world.put("old", KEY, minute=1)
+    assert shown(await world.conditions("old"), "KeyAccepted")[1] == "DuplicateKey"
+    assert ("old", "DuplicateKey") in world.written.events
+
+
+async def test_a_key_is_free_when_its_owner_changes_it(world: World) -> None:
+    world.put("a", KEY)
+    await world.conditions("a")
+    world.put("b", KEY, minute=1)
+    await world.conditions("b")
+    old = world.peers.get(("", "a"))
+    world.put("a", OTHER)
+    event = Event("MODIFIED", ("", "a"), old, world.peers.get(("", "a")))
+    assert peer_to_peers(world.peers)(event) == {("", "a"), ("", "b")}
+    assert shown(await world.conditions("b"), "KeyAccepted")[0] == "True"
+
+
+async def test_a_peer_that_was_made_again_does_not_inherit_the_key(world: World) -> None:
+    world.put("a", KEY)
+    await world.conditions("a")
+    world.put("b", KEY, minute=1)
+    obj = world.peers.get(("", "a")) or {}
+    world.peers.remove(("", "a"))
+    assert shown(await world.conditions("b"), "KeyAccepted")[0] == "True"
+    world.peers.put({**obj, "metadata": obj["metadata"] | {"uid": "u-new"}, "status": {"publicKey": KEY}})
+    assert shown(await world.conditions("a"), "KeyAccepted")[1] == "DuplicateKey"
+
+
+async def test_a_network_of_an_older_peer_is_named(world: World) -> None:
+    world.put("old", KEY, allowedIPs=["10.5.0.0/24"])
+    world.put("young", OTHER, minute=1, allowedIPs=["10.5.0.128/25"])
+    status, reason, message = shown(await world.conditions("young"), "AllowedIPsAccepted")
+    assert (status, reason) == ("False", "AllowedIPOverlaps")
+    assert "the Peer old" in message
+
+
+async def test_a_condition_without_a_cause_goes(world: World) -> None:
+    world.nodes.put({"metadata": {"name": "a", "annotations": {"wirekube.io/endpoint": "nonsense"}}})
+    world.put("a", KEY)
+    assert shown(await world.conditions("a"), "EndpointAccepted")[0] == "False"
+    world.nodes.put({"metadata": {"name": "a", "resourceVersion": "2"}})
+    assert find_condition(await world.conditions("a"), "EndpointAccepted") is None
+
+
+async def test_a_malformed_peer_loses_its_acceptance(world: World) -> None:
+    world.put("a", "short")
+    written = await world.conditions("a")
+    assert shown(written, "Ready")[1] == "Malformed"
+    assert find_condition(written, "KeyAccepted") is None

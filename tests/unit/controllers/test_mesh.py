@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Mesh's status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wirekube.controllers.main import ConfigError, from_environment
+from wirekube.controllers.mesh import MeshReconciler
+from wirekube.controllers.relays import LookupFailed, RelayResolver
+from wirekube.runtime.conditions import find_condition
+from wirekube.runtime.store import Store
+
+KEY = ("", "default")
+
+
+class World:
+    def __init__(self, written: Any) -> None:
+        self.now, self.lookups, self.answer = 0.0, 0, ["192.0.2.7:3478"]
+        self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
+        self.reconciler = MeshReconciler(
+            written,
+            self.nodes,
+            self.meshes,
+            self.peers,
+            written,
+            relays=RelayResolver(self.look_up, lambda: self.now),
+            clock=lambda: self.now,
+        )
+
+    async def look_up(self, _host: str, _port: int) -> list[str]:
+        self.lookups += 1
+        if not self.answer:
+            raise LookupFailed("no such name")
+        return self.answer
+
+    def put(self, status: Any = None, **spec: Any) -> None:
+        self.meshes.remove(KEY)
+        metadata = {"name": "default", "uid": "u", "generation": 1}
+        self.meshes.put({"metadata": metadata, "spec": spec, "status": status or {}})
+
+    async def status(self) -> Any:
+        """Reconcile; take what was written into the store and return it, or None."""
+        self.written.calls.clear()
+        self.result = await self.reconciler.reconcile(KEY)
+        if not self.written.calls:
+            return None
+        ((_, body),) = self.written.calls
+        self.put(body["status"], **(self.meshes.get(KEY) or {})["spec"])
+        return body["status"]
+
+
+@pytest.fixture
+def world(written: Any) -> World:
+    return World(written)
+
+
+def reason(status: Any, type: str) -> str:
+    found = find_condition(status["conditions"], type)
+    assert found is not None
+    return f"{found['status']} {found['reason']}"
+
+
+RELAY = {"provider": "external", "external": {"endpoint": "relay.example.com:3478"}}
+
+
+async def test_ranges_are_chosen_once_and_avoid_service_ranges(world: World) -> None:
+    world.put()
+    status = await world.status()
+    assert status["meshCIDRs"][0] == "198.19.0.0/16"
+    assert status["meshCIDRs"][1].startswith("fd")
+    assert (reason(status, "AddressesReady"), reason(status, "Ready")) == ("True RangesChosen", "True Ready")
+    assert reason(status, "RelayReady") == "False NotConfigured"
+    assert await world.status() is None
+
+
+async def test_a_wanted_range_that_is_taken_is_refused(world: World) -> None:
+    world.put(meshCIDR="198.18.4.0/24")
+    status = await world.status()
+    assert reason(status, "AddressesReady") == "False RangeRefused"
+    assert reason(status, "Ready") == "False RangeRefused"
+
+
+async def test_a_relay_name_is_resolved_and_kept_for_a_while(world: World) -> None:
+    world.put(relay=RELAY)
+    status = await world.status()
+    assert status["relays"] == [{"name": "relay.example.com:3478", "endpoints": ["192.0.2.7:3478"]}]
+    assert world.result.after == 300
+    assert await world.status() is None
+    assert world.lookups == 1
+
+
+async def test_the_last_addresses_stay_when_the_name_fails(world: World) -> None:
+    world.put(relay=RELAY)
+    await world.status()
+    world.now, world.answer = 301.0, []
+    status = await world.status()
+    assert status["relays"][0]["endpoints"] == ["192.0.2.7:3478"]
+    assert reason(status, "RelayReady") == "True UsingLastAddresses"
+
+
+async def test_a_name_that_never_resolved_is_not_ready(world: World) -> None:
+    world.answer = []
+    world.put(relay=RELAY)
+    assert reason(await world.status(), "Ready") == "False NameNotResolved"
+
+
+async def test_a_literal_needs_no_resolver(world: World) -> None:
+    world.put(relay={"provider": "external", "external": {"endpoint": "[2001:db8::1]:3478"}})
+    assert (await world.status())["relays"][0]["endpoints"] == ["[2001:db8::1]:3478"]
+    assert (world.lookups, world.result.after) == (0, None)
+
+
+async def test_the_managed_relay_says_what_to_do(world: World) -> None:
+    world.put(relay={"provider": "managed"})
+    assert reason(await world.status(), "RelayReady") == "False ManagedRelayNotReconciled"
+    assert ("default", "ManagedRelayNotReconciled") in world.written.events
+
+
+async def test_counts_alone_wait(world: World) -> None:
+    world.put()
+    await world.status()
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    world.peers.put({"metadata": {"name": "a"}, "status": ready})
+    world.now = 2.0
+    assert await world.status() is None
+    assert world.result.after == 3.0
+    world.now = 5.0
+    status = await world.status()
+    assert (status["peers"], status["readyPeers"]) == (1, 1)
+
+
+async def test_a_malformed_mesh_keeps_its_ranges(world: World) -> None:
+    world.put({"meshCIDRs": ["10.9.0.0/16"]}, mtu="large")
+    status = await world.status()
+    assert status["meshCIDRs"] == ["10.9.0.0/16"]
+    assert reason(status, "Ready") == "False Malformed"
+
+
+def test_environment() -> None:
+    assert from_environment({}).health == ("127.0.0.1", 9585)
+    assert from_environment({"WIREKUBE_HEALTH": "[::1]:80"}).health == ("::1", 80)
+    for wrong in ({"WIREKUBE_HEALTH": "9585"}, {"WIREKUBE_LOG_LEVEL": "loud"}):
+        with pytest.raises(ConfigError):
+            from_environment(wrong)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node to Peer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wirekube.controllers.peers import PeerReconciler
+from wirekube.runtime.store import Store
+
+LABEL = {"wirekube.io/vpn-enabled": "true"}
+
+
+def node(name: str, **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "uid": f"n-{name}", "labels": LABEL, **metadata},
+    }
+
+
+def stored(body: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    return body | {"metadata": {"uid": f"p-{body['metadata']['name']}", **body["metadata"], **metadata}}
+
+
+class World:
+    def __init__(self, written: Any) -> None:
+        self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
+        self.meshes.put({"metadata": {"name": "default"}, "status": {"meshCIDRs": ["10.9.0.0/29"]}})
+        self.reconciler = PeerReconciler(written, self.nodes, self.meshes, self.peers, written)
+
+    async def reconcile(self, name: str) -> list[Any]:
+        self.written.calls.clear()
+        await self.reconciler.reconcile(("", name))
+        return list(self.written.calls)
+
+
+@pytest.fixture
+def world(written: Any) -> World:
+    return World(written)
+
+
+async def test_a_labelled_node_gets_a_peer_once(world: World) -> None:
+    world.nodes.put(node("a", annotations={"wirekube.io/endpoint": "203.0.113.5:51820"}))
+    ((verb, body),) = await world.reconcile("a")
+    assert verb == "apply"
+    assert body["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Node", "name": "a", "uid": "n-a"}]
+    assert body["spec"]["endpoint"] == "203.0.113.5:51820"
+    assert "uid" not in body["metadata"]
+    world.peers.put(stored(body))
+    assert await world.reconcile("a") == []
+
+
+async def test_addresses_differ_before_the_store_shows_our_writes(world: World) -> None:
+    given = set()
+    for name in "abcdef":
+        world.nodes.put(node(name))
+        ((_, body),) = await world.reconcile(name)
+        given.add(body["spec"]["addresses"][0])
+    assert len(given) == 6
+
+
+async def test_of_two_peers_with_one_address_the_older_keeps_it(world: World) -> None:
+    for name, minute in (("a", 1), ("b", 2)):
+        world.nodes.put(node(name))
+        body = {"metadata": {"name": name}, "spec": {"addresses": ["10.9.0.3/32"]}}
+        world.peers.put(stored(body, creationTimestamp=f"2026-01-01T00:0{minute}:00Z"))
+    ((_, older),) = await world.reconcile("a")  # sent for the owner reference
+    ((_, younger),) = await world.reconcile("b")
+    assert older["spec"]["addresses"] == ["10.9.0.3/32"]
+    assert younger["spec"]["addresses"] != ["10.9.0.3/32"]
+    assert younger["metadata"]["uid"] == "p-b"
+
+
+async def test_a_malformed_annotation_is_an_event_and_no_endpoint(world: World) -> None:
+    world.nodes.put(node("a", annotations={"wirekube.io/endpoint": "nonsense"}))
+    for _ in range(2):
+        ((_, body),) = await world.reconcile("a")
+        assert "endpoint" not in body["spec"]
+    assert world.written.events == [("a", "InvalidEndpoint")]
+
+
+async def test_a_peer_goes_with_its_label_and_only_that_very_peer(world: World) -> None:
+    world.nodes.put(node("a"))
+    ((_, body),) = await world.reconcile("a")
+    world.peers.put(stored(body))
+    world.nodes.put(node("a", labels={}, resourceVersion="2"))
+    assert await world.reconcile("a") == [("delete", ("a", "p-a"))]
+
+
+async def test_a_peer_that_a_person_made_stays(world: World) -> None:
+    world.peers.put(stored({"metadata": {"name": "mine"}, "spec": {}}))
+    assert await world.reconcile("mine") == []
+
+
+async def test_without_ranges_nothing_is_written(world: World) -> None:
+    world.meshes.put({"metadata": {"name": "default", "resourceVersion": "2"}})
+    world.nodes.put(node("a"))
+    assert await world.reconcile("a") == []
