@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One suite for both WireGuard backends, with real devices in a network namespace of the test's own.
+
+WIREKUBE_WIREGUARD_GO names the userspace program. WIREKUBE_TEST_KERNEL=1 makes a kernel without WireGuard a failure
+instead of a skip.
+"""
+
+import asyncio
+import ctypes
+import os
+import secrets
+import subprocess
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from wirekube.agent.wireguard.backend import BackendError, ForeignInterface
+from wirekube.agent.wireguard.choose import choose_backend
+from wirekube.agent.wireguard.device import DeviceConfig, PeerConfig, PeerStats, diff, public_key_of
+from wirekube.agent.wireguard.kernel import KernelBackend, kernel_has_wireguard
+from wirekube.agent.wireguard.userspace import SOCKET_DIR, UserspaceBackend, find_binary
+from wirekube.wire.endpoint import Endpoint
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+NAME = f"wkc{os.getpid() % 100000}"
+CLONE_NEWNET = 0x40000000
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def namespace():
+    """Put this thread into a new network namespace for the test."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        if libc.unshare(CLONE_NEWNET):
+            pytest.skip(f"unshare: {os.strerror(ctypes.get_errno())}")
+        yield
+    finally:
+        assert libc.setns(before, CLONE_NEWNET) == 0
+        os.close(before)
+
+
+@pytest.fixture(params=["kernel", "userspace"])
+async def backend(request, namespace):
+    if request.param == "kernel":
+        if not await kernel_has_wireguard("wkcprobe"):
+            assert os.environ.get("WIREKUBE_TEST_KERNEL") != "1", "the kernel has no WireGuard"
+            pytest.skip("the kernel has no WireGuard")
+        made = KernelBackend()
+    else:
+        if find_binary() is None:
+            pytest.skip("no wireguard-go (WIREKUBE_WIREGUARD_GO)")
+        made = UserspaceBackend()
+    yield made
+    await made.remove(NAME)
+
+
+def config(count=3, private=b"\x42" * 32):
+    peers = {}
+    for number in range(count):
+        key = public_key_of(number.to_bytes(4, "big") * 8) if number else public_key_of(b"\7" * 32)
+        endpoint = Endpoint.of("192.0.2.1", 1000 + number) if number % 2 else Endpoint.of("2001:db8::1", 1000 + number)
+        networks = {ip_network((0x0A000000 + number, 32)), ip_network(f"fd00::{number:x}/128")}
+        peers[key] = PeerConfig(key, endpoint, frozenset(networks), 25, secrets.token_bytes(32) if number % 3 else None)
+    return DeviceConfig(private, 0, 0x574B, peers)
+
+
+async def configure(backend, wanted):
+    await backend.apply(NAME, diff(wanted, await backend.read(NAME)))
+    return await backend.read(NAME)
+
+
+def ip(*words):
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+async def test_an_interface_is_created_once_and_then_adopted(backend):
+    assert await backend.ensure(NAME, 1380) is True
+    assert await backend.ensure(NAME, 1400) is False
+    shown = ip("link", "show", NAME)
+    assert "mtu 1400" in shown
+    assert "UP" in shown.split(">")[0]
+
+
+async def test_a_configured_device_is_as_desired_and_the_next_change_is_empty(backend):
+    await backend.ensure(NAME, 1420)
+    wanted = config()
+    device = await configure(backend, wanted)
+    assert device.peers == wanted.peers
+    assert (device.fwmark, device.public_key) == (0x574B, public_key_of(wanted.private_key))
+    assert device.listen_port
+    assert not diff(wanted, device)
+    stats = await backend.stats(NAME)
+    assert stats == device.stats
+    assert stats == {key: PeerStats(peer.endpoint, 0, 0, 0) for key, peer in wanted.peers.items()}
+
+
+async def test_an_adopted_device_keeps_its_configuration(backend):
+    await backend.ensure(NAME, 1420)
+    device = await configure(backend, config())
+    other = type(backend)()
+    assert await other.ensure(NAME, 1420) is False
+    assert await other.read(NAME) == device
+
+
+async def test_peers_change_move_and_go(backend):
+    await backend.ensure(NAME, 1420)
+    wanted = config(4)
+    await configure(backend, wanted)
+    first, second, third, fourth = wanted.peers
+    peers = dict(wanted.peers)
+    gone = peers.pop(fourth)
+    swapped = peers[first].allowed_ips, peers[second].allowed_ips
+    peers[first] = replace(peers[first], allowed_ips=swapped[1] | gone.allowed_ips, keepalive=0)
+    peers[second] = replace(peers[second], allowed_ips=swapped[0], endpoint=Endpoint.of("192.0.2.9", 9))
+    peers[third] = replace(peers[third], allowed_ips=frozenset(), preshared_key=None)
+    wanted = replace(wanted, peers=peers, fwmark=7, private_key=b"\x43" * 32)
+    device = await configure(backend, wanted)
+    assert device.peers == peers
+    assert not diff(wanted, device)
+
+
+async def test_an_endpoint_that_is_not_desired_stays(backend):
+    await backend.ensure(NAME, 1420)
+    wanted = config(2)
+    await configure(backend, wanted)
+    silent = replace(wanted, peers={key: replace(peer, endpoint=None) for key, peer in wanted.peers.items()})
+    assert (await configure(backend, silent)).peers == wanted.peers
+
+
+async def test_a_thousand_peers(backend):
+    await backend.ensure(NAME, 1420)
+    wanted = config(1000)
+    device = await configure(backend, wanted)
+    assert device.peers == wanted.peers
+    assert not diff(wanted, device)
+    assert (await backend.stats(NAME)).keys() == wanted.peers.keys()
+
+
+async def test_a_removed_interface_is_gone_and_removing_again_is_no_error(backend):
+    await backend.ensure(NAME, 1420)
+    await backend.remove(NAME)
+    await backend.remove(NAME)
+    assert NAME not in ip("link", "show")
+    assert not (SOCKET_DIR / f"{NAME}.sock").exists()
+    with pytest.raises(BackendError):
+        await backend.read(NAME)
+    assert await backend.ensure(NAME, 1420) is True
+
+
+@pytest.mark.parametrize("words", [("link", "add", NAME, "type", "veth"), ("tuntap", "add", NAME, "mode", "tun")])
+async def test_a_foreign_interface_is_refused_and_left_alone(backend, words):
+    ip(*words)
+    with pytest.raises(ForeignInterface, match=NAME):
+        await backend.ensure(NAME, 1420)
+    await backend.remove(NAME)
+    assert NAME in ip("link", "show")
+
+
+async def test_the_chosen_backend_adopts_what_exists(backend):
+    await backend.ensure(NAME, 1420)
+    assert (await choose_backend(NAME)).kind == backend.kind
+
+
+async def test_a_stale_socket_is_removed(namespace):
+    if find_binary() is None:
+        pytest.skip("no wireguard-go (WIREKUBE_WIREGUARD_GO)")
+    userspace = UserspaceBackend()
+    await userspace.ensure(NAME, 1420)
+    await userspace.remove(NAME)
+    path = SOCKET_DIR / f"{NAME}.sock"
+    server = await asyncio.start_unix_server(lambda *_: None, path)
+    server.close()
+    await server.wait_closed()
+    assert path.exists()
+    assert await userspace.ensure(NAME, 1420) is True
+    await userspace.remove(NAME)
+    assert not path.exists()
+
+
+async def test_without_a_program_the_error_says_so(namespace, monkeypatch):
+    if await kernel_has_wireguard("wkcprobe"):
+        pytest.skip("the kernel has WireGuard")
+    monkeypatch.setenv("WIREKUBE_WIREGUARD_GO", str(Path("/nonexistent/program")))
+    with pytest.raises(BackendError, match="no wireguard-go"):
+        await choose_backend(NAME)
