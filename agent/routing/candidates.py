@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the host's addresses another node may try. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Final
+
+from .kernel import AddressRow, LinkRow
+from .plan import Address
+
+VIRTUAL_NAMES: Final = (
+    *("cni*", "docker*", "br-*", "veth*", "cali*", "flannel*", "cilium*", "kube-*", "lxc*", "virbr*"),
+    *("podman*", "vxlan.*", "tunl*", "weave*", "genev_sys*"),
+)
+"""Names that container networks give to their links. Physical links (without a kind) count under any name."""
+
+
+def is_candidate_link(link: LinkRow, own: str) -> bool:
+    """Whether other nodes may reach this host over the link.
+
+    The kind alone says nothing: a host's own uplink may be a bridge or, in a container, a veth named eth0.
+    """
+    container = bool(link.kind) and any(fnmatchcase(link.name, pattern) for pattern in VIRTUAL_NAMES)
+    return link.running and not link.loopback and link.name != own and not container
+
+
+def candidate_addresses(links: Iterable[LinkRow], addresses: Iterable[AddressRow], own: str) -> list[Address]:
+    """Return the usable global unicast addresses, in a stable order, IPv4 first."""
+    usable = {link.index for link in links if is_candidate_link(link, own)}
+    found = {row.address.ip for row in addresses if row.usable and row.link in usable and _unicast(row.address.ip)}
+    return sorted(found, key=lambda ip: (ip.version, int(ip)))
+
+
+def _unicast(ip: Address) -> bool:
+    return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_reserved)

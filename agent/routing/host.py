@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's network as it is: observe, compare with the plan, change only what differs."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Final
+
+from ...api.constants import DEFAULT_INTERFACE, FWMARK, ROUTE_PROTOCOL, TABLE, VIRTUAL_IPV4
+from ..wireguard.rtnl import AsyncIPRoute, NetlinkError, RtNetlink
+from . import kernel, watch
+from .candidates import candidate_addresses
+from .kernel import AddressRow, LinkRow
+from .plan import (
+    DOCUMENTATION,
+    MAIN,
+    WANTED_SYSCTLS,
+    Action,
+    Address,
+    HostPlan,
+    HostState,
+    Route,
+    SetAddress,
+    SetLink,
+    SetRoute,
+    SetRule,
+    SetSysctl,
+    host_actions,
+    removal,
+)
+from .sysctl import Sysctls, default_root
+
+NO_ROUTE: Final = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES))
+ABSENT: Final = frozenset((errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV))
+"""A deletion that finds nothing; ENODEV when the link is gone, which took its routes and addresses along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Underlay:
+    """The address that WireGuard's packets leave with, and the interface that they take."""
+
+    address: IPv4Address
+    interface: str
+
+
+class HostNetwork:
+    """Reads and writes the routing of the network namespace that it is used in.
+
+    Attributes:
+        problems: what the kernel refused in the last `reconcile` or `remove`, one line each. One refusal never keeps
+            the rest from being done: a single bad network of one peer must not cost the others theirs.
+
+    Args:
+        proc_sys: /proc/sys/net; None takes the host's mount when there is one, else the own one.
+        record: JSON file in the run directory for old sysctl values.
+        interface: the mesh interface, until a plan names it.
+    """
+
+    def __init__(self, proc_sys: Path | None, record: Path, interface: str = DEFAULT_INTERFACE) -> None:
+        self._sysctls = Sysctls(proc_sys or default_root(), record)
+        self._interface = interface
+        self.problems: tuple[str, ...] = ()
+
+    async def observe(self, interface: str) -> HostState:
+        """Read everything that a plan is compared with."""
+        async with AsyncIPRoute() as ip:
+            return await self._observe(ip, interface)
+
+    async def reconcile(self, plan: HostPlan) -> list[str]:
+        """Make the host what the plan says; return what was changed, empty when it already was so.
+
+        What was written is read again and compared, as pyroute2 drops what it does not know: see `problems`.
+
+        Raises:
+            OSError: the kernel cannot be asked at all (NetlinkError is one for some errors).
+        """
+        self._interface = plan.interface
+        async with AsyncIPRoute() as ip:
+            observed = await self._observe(ip, plan.interface)
+            if observed.link is None:
+                self.problems = (f"the interface {plan.interface} does not exist",)
+                return []
+            done, problems = await self._execute(ip, host_actions(plan, observed))
+            if done:
+                left = host_actions(plan, await self._observe(ip, plan.interface))
+                problems += [f"{action}: done, but not so afterwards" for action in left if str(action) in done]
+        self.problems = tuple(problems)
+        return done
+
+    async def remove(self, interface: str) -> list[str]:
+        """Take away our rules in both families, table 22347, our routes in main, and restore sysctls.
+
+        Works by table, mark and protocol number, so after a crash and for another version's leftovers too. The
+        interface with its addresses is the WireGuard backend's.
+
+        Returns:
+            what was changed; empty when there was nothing.
+        """
+        async with AsyncIPRoute() as ip:
+            done, problems = await self._execute(ip, removal(await self._observe(ip, interface)))
+        try:
+            done += self._sysctls.restore(interface)
+        except OSError as error:
+            problems.append(f"the sysctls of {interface} cannot be restored: {error}")
+        self.problems = tuple(problems)
+        return done
+
+    async def underlay(self) -> Underlay | None:
+        """Return what WireGuard's packets to any other network leave with, None without a route."""
+        async with AsyncIPRoute() as ip:
+            try:
+                found = await kernel.route_get(ip, IPv4Address(VIRTUAL_IPV4), FWMARK)
+            except NetlinkError as error:
+                if error.code in NO_ROUTE:
+                    return None
+                raise
+            names = {link.index: link.name for link in await kernel.links(ip)}
+        if found is None or not isinstance(found[0], IPv4Address) or found[1] not in names:
+            return None
+        return Underlay(found[0], names[found[1]])
+
+    async def host_addresses(self) -> list[Address]:
+        """Return the addresses that other nodes may try, in a stable order."""
+        async with AsyncIPRoute() as ip:
+            return candidate_addresses(await kernel.links(ip), await kernel.addresses(ip), self._interface)
+
+    async def changes(self, callback: watch.Callback) -> None:
+        """See watch.changes; runs until it is cancelled."""
+        await watch.changes(callback)
+
+    async def _observe(self, ip: RtNetlink, interface: str) -> HostState:
+        links = await kernel.links(ip)
+        own = next((link for link in links if link.name == interface), None)
+        index = own.index if own else None
+        addresses = await kernel.addresses(ip)
+        main = await kernel.routes(ip, MAIN)
+        return HostState(
+            link=index,
+            mtu=own.mtu if own else 0,
+            up=own.up if own else False,
+            versions=frozenset((4, 6) if self._sysctls.ipv6(interface) else (4,)),
+            addresses=frozenset(row.address for row in addresses if row.link == index),
+            routes=frozenset((*await kernel.routes(ip, TABLE), *filter(_is_ours, main))),
+            rules=frozenset(await kernel.rules(ip)),
+            sysctls=self._sysctls.read(interface, WANTED_SYSCTLS),
+            defaults=_defaults(main, index),
+            spare=_spare(links, addresses, interface),
+        )
+
+    async def _execute(self, ip: RtNetlink, actions: list[Action]) -> tuple[list[str], list[str]]:
+        """Return what was done and what was refused."""
+        done: list[str] = []
+        problems: list[str] = []
+        for action in actions:
+            try:
+                if await self._perform(ip, action):
+                    done.append(str(action))
+            except (NetlinkError, OSError, ValueError) as error:
+                problems.append(f"{action}: {error}")
+        return done, problems
+
+    async def _perform(self, ip: RtNetlink, action: Action) -> bool:
+        """Carry one action out; False when somebody else was faster."""
+        try:
+            await self._call(ip, action)
+        except NetlinkError as error:
+            deletes = isinstance(action, SetRoute | SetRule | SetAddress) and not action.present
+            if error.code not in (ABSENT if deletes else {errno.EEXIST}):
+                raise
+            return False
+        return True
+
+    async def _call(self, ip: RtNetlink, action: Action) -> None:
+        match action:
+            case SetLink(link, mtu):
+                await ip.link("set", index=link, mtu=mtu, state="up")
+            case SetSysctl(interface, name, value, old):
+                self._sysctls.write(interface, name, value, old)
+            case SetAddress():
+                await kernel.set_address(ip, action)
+            case SetRoute():
+                await kernel.set_route(ip, action)
+            case SetRule():
+                await kernel.set_rule(ip, action)
+
+
+def _is_ours(route: Route) -> bool:
+    """Whether a route of table main is ours; the number alone is FRR's for IS-IS too."""
+    return route.protocol == ROUTE_PROTOCOL and route.destination in DOCUMENTATION.values()
+
+
+def _defaults(main: list[Route], own: int | None) -> frozenset[int]:
+    """Return the IP versions with a default route of somebody else; a blackhole counts, its owner meant it."""
+    return frozenset(
+        route.destination.version for route in main if route.destination.prefixlen == 0 and route.link != (own or -1)
+    )
+
+
+def _spare(links: list[LinkRow], addresses: list[AddressRow], own: str) -> dict[int, int]:
+    """Return per IP version the first running interface, not ours and not loopback, with a usable address."""
+    indexes = sorted(link.index for link in links if link.running and not link.loopback and link.name != own)
+    having = {(row.address.version, row.link) for row in addresses if row.usable}
+    found = {version: next((i for i in indexes if (version, i) in having), None) for version in (4, 6)}
+    return {version: index for version, index in found.items() if index is not None}
