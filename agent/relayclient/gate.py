@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pure state: what may be handed to the relay for a peer, when to try a session again, whether a session is alive."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+INITIATION: Final = b"\x01\x00\x00\x00"
+INITIATION_SIZE: Final = 148
+
+
+class Rng(Protocol):
+    """The part of random.Random that jitter needs."""
+
+    def random(self) -> float:
+        """Return a number in [0, 1)."""
+        ...
+
+
+class Gate:
+    """Holds a peer's packets back until the peer is present and its agent knows our key.
+
+    WireGuard repeats a lost initiation only after 5 s, so the newest one is kept instead of being sent to nobody. Both
+    conditions belong to one session of ours and one presence of the peer: losing either closes the gate.
+    """
+
+    def __init__(self) -> None:
+        self._present = False
+        self._released = False
+        self._held: bytes | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether packets pass."""
+        return self._present and self._released
+
+    def hold(self, train: memoryview, segment: int) -> int:
+        """Keep the newest initiation of a train (segment 0: one datagram); return how many others were dropped."""
+        step = segment or max(1, len(train))
+        dropped = 0
+        for start in range(0, len(train), step):
+            packet = train[start : start + step]
+            if len(packet) == INITIATION_SIZE and bytes(packet[:4]) == INITIATION:
+                self._held = bytes(packet)
+            else:
+                dropped += 1
+        return dropped
+
+    def take(self) -> bytes | None:
+        """Return the held initiation, once."""
+        held, self._held = self._held, None
+        return held
+
+    def present(self) -> bytes | None:
+        """The relay reports the peer; return what is to be sent now, if anything."""
+        self._present = True
+        return self.take() if self.open else None
+
+    def release(self) -> bytes | None:
+        """The peer's agent knows our key; return what is to be sent now, if anything."""
+        self._released = True
+        return self.take() if self.open else None
+
+    def close(self) -> None:
+        """The peer or our session is gone."""
+        self._present = self._released = False
+
+
+class Backoff:
+    """0.2 s, doubling to 10 s, each time shortened by up to half so that agents do not come back together."""
+
+    FIRST: Final = 0.2
+    LAST: Final = 10.0
+
+    def __init__(self, rng: Rng) -> None:
+        self._rng = rng
+        self._next = self.FIRST
+
+    def delay(self) -> float:
+        """Return the seconds to wait before the next attempt."""
+        delay, self._next = self._next, min(self.LAST, self._next * 2)
+        return delay * (1 - self._rng.random() / 2)
+
+    def reset(self) -> None:
+        """A session lasted long enough to call it good."""
+        self._next = self.FIRST
+
+
+class Liveness:
+    """When to ping, and when a session is dead. All times are monotonic seconds.
+
+    While something was sent and nothing has come since, pings go each second and the session is dead after three; an
+    idle session is pinged every 7 s, so it is found dead within 10.
+    """
+
+    IDLE: Final = 7.0
+    BUSY: Final = 1.0
+    DEAD: Final = 3.0
+
+    def __init__(self, now: float) -> None:
+        self._pinged = now
+        self._sent_since_ping = False
+        self._waiting: float | None = None
+
+    def sent(self, now: float) -> None:
+        """Something was handed to the session."""
+        self._sent_since_ping = True
+        if self._waiting is None:
+            self._waiting = now
+
+    def heard(self) -> None:
+        """Something came, or a full socket took more: the other end acknowledges bytes."""
+        self._waiting = None
+
+    def dead(self, now: float) -> bool:
+        """Tell whether to give the session up."""
+        return self._waiting is not None and now - self._waiting >= self.DEAD
+
+    def ping_due(self, now: float) -> bool:
+        """Tell whether to ping now; when it is, the ping counts as sent."""
+        busy = self._sent_since_ping or self._waiting is not None
+        if now - self._pinged < (self.BUSY if busy else self.IDLE):
+            return False
+        self._pinged = now
+        self._sent_since_ping = False
+        if self._waiting is None:
+            self._waiting = now
+        return True
+
+    def wait(self, now: float) -> float:
+        """Return how long to sleep before looking again: half a second, or until the session would be dead."""
+        return 0.5 if self._waiting is None else min(0.5, max(0.01, self._waiting + self.DEAD - now))
