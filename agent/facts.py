@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent acts on, read out of the API's objects: plain values, no optional layers.
+
+One malformed object harms itself alone: it is left out and named with its problem.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from pydantic import ValidationError
+
+from ..api.constants import DEFAULT_KEEPALIVE
+from ..api.effective import EffectivePeer, Object, Problem, effective_peers_unjudged, explain, parse_peer
+from ..api.v1alpha1 import PeerStatus, RelayStatus, WireKubeMesh, WireKubePeer
+from ..wire.endpoint import Endpoint
+from .paths.model import Mode, NatFacts, Policy
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True)
+class RelayFacts:
+    """One relay: its name `host:port`, the endpoints that the operator resolved, its static key if the Mesh names one."""
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+    public_key: bytes | None
+
+
+@dataclass(frozen=True)
+class MeshFacts:
+    """The Mesh as an agent needs it.
+
+    Attributes:
+        listen_port: WireGuard's port.
+        interface: name of the WireGuard interface.
+        mtu: of the interface.
+        stun_servers: HOST:PORT, as configured.
+        policy: when packets are relayed.
+        relays: which relays may be used; empty when the mode is `never` or there is none.
+        ranges: of mesh addresses; no underlay address lies in them.
+    """
+
+    listen_port: int
+    interface: str
+    mtu: int
+    stun_servers: tuple[str, ...]
+    policy: Policy
+    relays: tuple[RelayFacts, ...]
+    ranges: tuple[Network, ...]
+
+
+@dataclass(frozen=True)
+class OwnFacts:
+    """Our own Peer.
+
+    Attributes:
+        name: of the Node and the Peer.
+        uid: of the Peer object: one that was made anew has another.
+        addresses: mesh addresses, IPV4/32 and IPV6/128.
+        endpoint: what the Node's annotation says, HOST:PORT.
+    """
+
+    name: str
+    uid: str
+    addresses: tuple[str, ...]
+    endpoint: str | None
+
+
+@dataclass(frozen=True)
+class PeerFacts:
+    """Another node.
+
+    Attributes:
+        name: of the Node and the Peer.
+        key: WireGuard public key, 32 bytes.
+        addresses: its mesh addresses.
+        networks: everything that is reached through it, its own addresses included.
+        endpoint: what its Node's annotation says, HOST:PORT; tried before the candidates.
+        candidates: where it says that it may be reached, best first.
+        nat: what stands before it.
+        keepalive: seconds; None leaves it to the agent.
+    """
+
+    name: str
+    key: bytes
+    addresses: tuple[str, ...]
+    networks: frozenset[Network]
+    endpoint: str | None
+    candidates: tuple[Endpoint, ...]
+    nat: NatFacts
+    keepalive: int | None = None
+
+
+def parse_mesh(mesh: Object) -> MeshFacts | Problem:
+    """Read the Mesh; a malformed one becomes a problem that says where."""
+    try:
+        parsed = WireKubeMesh.model_validate(mesh)
+    except ValidationError as error:
+        return Problem("", "Malformed", explain(error))
+    spec = parsed.spec
+    policy = Policy(
+        Mode(spec.relay.mode),
+        float(spec.relay.handshake_timeout_seconds),
+        float(spec.relay.direct_retry_interval_seconds),
+    )
+    return MeshFacts(
+        listen_port=spec.listen_port,
+        interface=spec.interface_name,
+        mtu=spec.mtu,
+        stun_servers=spec.stun_servers,
+        policy=policy,
+        relays=() if policy.mode is Mode.NEVER else tuple(map(_relay, parsed.status.relays)),
+        ranges=tuple(ip_network(text) for text in parsed.status.mesh_cidrs),
+    )
+
+
+def parse_own(peer: Object) -> OwnFacts | Problem:
+    """Read our own Peer."""
+    parsed = parse_peer(peer)
+    if isinstance(parsed, Problem):
+        return parsed
+    return OwnFacts(parsed.metadata.name, parsed.metadata.uid, parsed.spec.addresses, parsed.spec.endpoint)
+
+
+def parse_peers(
+    mesh: Object | None, peers: Iterable[Object], own: str
+) -> tuple[tuple[PeerFacts, ...], tuple[Problem, ...]]:
+    """Read all other Peers by the rule that the operator and every agent share.
+
+    Args:
+        mesh: the Mesh.
+        peers: all Peers, our own among them: what it claims nobody else may have.
+        own: name of our own.
+    """
+    effective = effective_peers_unjudged(mesh, peers)
+    return tuple(_peer(each) for each in effective.peers if each.name != own), effective.problems
+
+
+def nat_facts(status: PeerStatus) -> NatFacts:
+    """Return what a peer's published NAT and candidates say about meeting it."""
+    nat = status.nat
+    if nat is None:
+        return NatFacts()
+    reflexive = (each.endpoint for each in status.candidates if each.type == "serverReflexive")
+    return NatFacts(
+        udp_blocked=nat.udp == "Blocked",
+        symmetric=nat.mapping in ("AddressDependent", "AddressAndPortDependent"),
+        port_restricted=nat.filtering == "AddressAndPortDependent",
+        public=nat.summary == "None",
+        addresses=frozenset(str(Endpoint.parse(each).ip) for each in reflexive),
+    )
+
+
+def keepalive_of(peer: PeerFacts) -> int:
+    """Return the seconds between keepalives on a direct path to the peer."""
+    return DEFAULT_KEEPALIVE if peer.keepalive is None else peer.keepalive
+
+
+def _relay(relay: RelayStatus) -> RelayFacts:
+    endpoints = tuple(Endpoint.parse(text) for text in relay.endpoints)
+    return RelayFacts(relay.name, endpoints, base64.b64decode(relay.public_key) if relay.public_key else None)
+
+
+def _peer(effective: EffectivePeer) -> PeerFacts:
+    peer: WireKubePeer = effective.peer
+    candidates = tuple(Endpoint.parse(each.endpoint) for each in peer.status.candidates)
+    return PeerFacts(
+        name=effective.name,
+        key=effective.public_key,
+        addresses=tuple(map(str, effective.addresses)),
+        networks=effective.networks,
+        endpoint=peer.spec.endpoint,
+        candidates=candidates,
+        nat=nat_facts(peer.status),
+        keepalive=peer.spec.persistent_keepalive,
+    )

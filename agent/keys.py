@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's WireGuard key: made here, kept here, never sent anywhere.
+
+The file names the node and the machine it belongs to: on a cloned disk the clone makes a key of its own, and the
+original is unaffected. When the file is gone, the key is taken back from the running interface.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from .files import read_json, write_json
+from .paths.keys import public_key
+
+FILE = "key.json"
+MACHINE_ID = Path("/etc/machine-id")
+
+
+class KeyRefused(Exception):
+    """The key file must not be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class NodeKey:
+    """The key in use.
+
+    Attributes:
+        private: 32 bytes.
+        public: 32 bytes.
+        problem: why it could not be saved; None when it is on disk.
+    """
+
+    private: bytes = field(repr=False)
+    public: bytes
+    problem: str | None = None
+
+
+def machine_id(path: Path = MACHINE_ID) -> str:
+    """Return the machine's identity; empty where there is none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def load_or_create(folder: Path, node: str, machine: str, running: bytes | None = None) -> NodeKey:
+    """Return this node's key.
+
+    Args:
+        folder: the state folder.
+        node: the Node's name.
+        machine: the machine's identity.
+        running: the private key of an interface that runs already.
+
+    Raises:
+        KeyRefused: others can read the file.
+    """
+    path = folder / FILE
+    saved = _load(path, node, machine)
+    if saved is not None:
+        return NodeKey(saved, public_key(saved))
+    private = running or X25519PrivateKey.generate().private_bytes_raw()
+    return _save(path, node, machine, private)
+
+
+def _load(path: Path, node: str, machine: str) -> bytes | None:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    if stat.S_IMODE(mode) & 0o077:
+        raise KeyRefused(
+            f"{path} can be read by others (mode {stat.S_IMODE(mode):o}); remove it, and a new key is made"
+        )
+    content = read_json(path) or {}
+    if content.get("node") != node or content.get("machineID") != machine:
+        return None
+    try:
+        private = base64.b64decode(str(content.get("privateKey")), validate=True)
+    except binascii.Error:
+        return None
+    return private if len(private) == 32 else None
+
+
+def _save(path: Path, node: str, machine: str, private: bytes) -> NodeKey:
+    content = {"node": node, "machineID": machine, "privateKey": base64.b64encode(private).decode()}
+    try:
+        write_json(path, content)
+    except OSError as error:
+        return NodeKey(private, public_key(private), f"{path}: {error.strerror}")
+    return NodeKey(private, public_key(private))

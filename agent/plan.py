@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From facts to the desired state of one host: WireGuard's peers, routes, and the steering table. Pure.
+
+    facts (mesh, own Peer, peers) ──┐
+    legs (from the path machine) ───┼──> device_config, host_plan, steering_plan ──> the backends compare and act
+    proxies, ports (from the host) ─┘
+
+WireGuard's endpoint of a peer is a constant documentation address, 192.0.2.1:PORT(peer). Which leg its packets take is a
+matter of the steering table alone, so a change of path never touches WireGuard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address, ip_interface
+
+from ..api.constants import FWMARK, VIRTUAL_IPV4
+from ..wire.endpoint import Endpoint
+from .facts import MeshFacts, OwnFacts, PeerFacts, keepalive_of
+from .routing.plan import HostPlan
+from .steering.plan import PeerSteering, SteeringPlan, plan_of
+from .wireguard.device import DeviceConfig, PeerConfig
+
+FIRST_PORT = 1024
+LAST_PORT = 65535
+VIRTUAL = ip_address(VIRTUAL_IPV4)
+
+
+@dataclass(frozen=True)
+class Legs:
+    """What the path machine wants for one peer.
+
+    Attributes:
+        direct: confirmed address to send to; None sends to the local proxy (relay, or hold back).
+        accept: confirmed addresses whose packets are this peer's.
+    """
+
+    direct: Endpoint | None = None
+    accept: frozenset[Endpoint] = frozenset()
+
+
+def virtual_endpoint(port: int) -> Endpoint:
+    """Return WireGuard's constant endpoint for the peer that holds this port."""
+    return Endpoint(VIRTUAL, port)
+
+
+def allocate_ports(keys: Iterable[bytes], held: Mapping[bytes, int]) -> dict[bytes, int]:
+    """Give each key a port of its own; a key that holds one keeps it, so that no endpoint moves.
+
+    Raises:
+        OverflowError: more keys than ports.
+    """
+    wanted = sorted(keys)
+    ports = {key: held[key] for key in wanted if key in held}
+    used = set(ports.values())
+    free = (port for port in range(FIRST_PORT, LAST_PORT + 1) if port not in used)
+    for key in wanted:
+        if key not in ports:
+            port = next(free, None)
+            if port is None:
+                raise OverflowError(f"more than {LAST_PORT - FIRST_PORT + 1} peers")
+            ports[key] = port
+    return ports
+
+
+def held_ports(endpoints: Mapping[bytes, Endpoint | None]) -> dict[bytes, int]:
+    """Read the allocation back from WireGuard: what an adopted interface says is what was promised."""
+    return {
+        key: endpoint.port for key, endpoint in endpoints.items() if endpoint is not None and endpoint.ip == VIRTUAL
+    }
+
+
+def keepalive(peer: PeerFacts, legs: Legs) -> int:
+    """Seconds between keepalives: a direct path must keep its NAT mapping, a relayed one has none to keep."""
+    return keepalive_of(peer) if legs.direct is not None else 0
+
+
+def device_config(
+    private_key: bytes,
+    mesh: MeshFacts,
+    peers: Iterable[PeerFacts],
+    ports: Mapping[bytes, int],
+    legs: Mapping[str, Legs],
+    observed: Mapping[bytes, Endpoint | None],
+) -> DeviceConfig:
+    """Return what WireGuard shall be configured to.
+
+    An endpoint that WireGuard itself moved (a peer's NAT rebound) is left alone until the path machine has confirmed
+    it: until then it is the only address that is known to work.
+    """
+    configured = {}
+    for peer in peers:
+        mine = legs.get(peer.name, Legs())
+        seen = observed.get(peer.key)
+        roamed = seen is not None and seen.ip != VIRTUAL and seen not in mine.accept
+        configured[peer.key] = PeerConfig(
+            public_key=peer.key,
+            endpoint=None if roamed else virtual_endpoint(ports[peer.key]),
+            allowed_ips=peer.networks,
+            keepalive=keepalive(peer, mine),
+        )
+    return DeviceConfig(private_key=private_key, listen_port=mesh.listen_port, fwmark=FWMARK, peers=configured)
+
+
+def steering_plan(
+    mesh: MeshFacts,
+    peers: Iterable[PeerFacts],
+    ports: Mapping[bytes, int],
+    legs: Mapping[str, Legs],
+    proxies: Mapping[bytes, Endpoint],
+    probe_port: int,
+) -> SteeringPlan:
+    """Return the steering table: the leg in use for each peer, and whose packets are taken for whose."""
+    entries = []
+    for peer in peers:
+        mine, proxy = legs.get(peer.name, Legs()), proxies.get(peer.key)
+        entries.append(
+            PeerSteering(
+                virtual_port=ports[peer.key],
+                send_to=mine.direct or proxy,
+                accept=mine.accept | ({proxy} if proxy else set()),
+            )
+        )
+    return plan_of(mesh.listen_port, probe_port, entries)
+
+
+def host_plan(mesh: MeshFacts, own: OwnFacts, peers: Iterable[PeerFacts]) -> HostPlan:
+    """Return interface, addresses and routes. Each mesh address is a host address: routes come from peers alone."""
+    addresses = tuple(ip_interface(address) for address in own.addresses)
+    return HostPlan(
+        interface=mesh.interface,
+        mtu=mesh.mtu,
+        addresses=addresses,
+        routes=frozenset(network for peer in peers for network in peer.networks),
+        source4=next((a.ip for a in addresses if isinstance(a.ip, IPv4Address)), None),
+        source6=next((a.ip for a in addresses if not isinstance(a.ip, IPv4Address)), None),
+    )

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last known mesh on disk, so that a node boots into it when the API server cannot be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import read_json, write_json
+
+FILE = "state.json"
+EVERY_SECONDS = 30.0
+
+Object = dict[str, Any]
+
+
+@dataclass
+class CachedState:
+    """What is kept.
+
+    Attributes:
+        mesh: the Mesh object.
+        peers: the Peer objects, our own among them.
+        names: addresses that names resolved to.
+        relay_keys: relay name to its key in base64, as first seen.
+        apiserver: the URL that worked last.
+    """
+
+    mesh: Object | None = None
+    peers: list[Object] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)
+    relay_keys: dict[str, str] = field(default_factory=dict)
+    apiserver: str | None = None
+
+
+class StateFile:
+    """Reads and writes the cached state; at most one write in 30 s.
+
+    Args:
+        folder: the state folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        self._written: tuple[float, dict[str, Any]] | None = None
+
+    def load(self) -> CachedState:
+        """Return what was saved; an empty state when there is nothing usable."""
+        content = read_json(self._path) or {}
+        mesh, peers = content.get("mesh"), content.get("peers")
+        names, keys = content.get("names"), content.get("relayKeys")
+        url = content.get("apiserver")
+        return CachedState(
+            mesh=mesh if isinstance(mesh, dict) else None,
+            peers=[peer for peer in peers if isinstance(peer, dict)] if isinstance(peers, list) else [],
+            names={str(k): [str(x) for x in v] for k, v in names.items() if isinstance(v, list)}
+            if isinstance(names, dict)
+            else {},
+            relay_keys={str(k): str(v) for k, v in keys.items()} if isinstance(keys, dict) else {},
+            apiserver=url if isinstance(url, str) else None,
+        )
+
+    def save(self, state: CachedState, now: float, *, force: bool = False) -> bool:
+        """Write the state when it differs and 30 s have passed (or `force`); return whether it was written.
+
+        Raises:
+            OSError: the folder is not writable.
+        """
+        content = {
+            "mesh": state.mesh,
+            "peers": state.peers,
+            "names": state.names,
+            "relayKeys": state.relay_keys,
+            "apiserver": state.apiserver,
+        }
+        if self._written is not None:
+            at, last = self._written
+            if content == last or (now - at < EVERY_SECONDS and not force):
+                return False
+        write_json(self._path, content)
+        self._written = (now, content)
+        return True
+
+    def remove(self) -> None:
+        """Forget the mesh: this node is not part of it any more."""
+        self._path.unlink(missing_ok=True)
+        self._written = None

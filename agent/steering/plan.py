@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The desired steering table and its text. Pure.
+
+WireGuard's endpoint of a peer is the constant 192.0.2.1:PORT(peer). The table turns it into the leg in use and back:
+
+    WireGuard ── 192.0.2.1:PORT ──> out (output, raw): maps `leg_addr`, `leg_port` ──> direct address, or local proxy
+    WireGuard <── 192.0.2.1:PORT ── inp (input, mangle): map `back` <── confirmed direct address, or local proxy
+
+    probe socket ── sport PROBE -> LISTEN (out)          STUN answers and probes to LISTEN -> dport PROBE (inp)
+
+Both rewrites stand where conntrack has them on the wire's side: before it on the way out, after it on the way in. So
+STUN, probes and WireGuard share one conntrack entry, and a host firewall that keeps state lets the answers in. Input,
+not prerouting, so that a strict rp_filter judges the real source. A packet from an address that is not in `back` is left
+alone, and WireGuard answers there: a peer whose NAT rebound stays reachable until the agent has confirmed the address.
+
+`unmark` clears our fwmark once routing is decided: it contains 0x4000, kube-proxy's masquerade bit, which would give
+WireGuard a random source port.
+
+Kernel 6.1 refuses a map as a plain set ("is this key in the map?"), so no rule asks: a map statement whose key is missing
+ends the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ...api.constants import FWMARK, VIRTUAL_IPV4
+from ...wire.endpoint import Endpoint
+
+TABLE = "wirekube"
+PROBE_MAGIC = 0x574B5001  # `paths.probe.MAGIC`; its first byte is above 4, so that no WireGuard message can match
+
+
+@dataclass(frozen=True)
+class PeerSteering:
+    """One peer's entry.
+
+    Attributes:
+        virtual_port: the port of its constant endpoint.
+        send_to: where its packets go; None drops them.
+        accept: addresses whose packets are this peer's.
+    """
+
+    virtual_port: int
+    send_to: Endpoint | None
+    accept: frozenset[Endpoint] = frozenset()
+
+
+@dataclass(frozen=True)
+class SteeringPlan:
+    """The whole table.
+
+    Attributes:
+        listen_port: WireGuard's port.
+        probe_port: the port of the agent's probe socket.
+        peers: entries, by virtual port.
+    """
+
+    listen_port: int
+    probe_port: int
+    peers: Mapping[int, PeerSteering]
+
+
+def plan_of(listen_port: int, probe_port: int, peers: Iterable[PeerSteering]) -> SteeringPlan:
+    """Make a plan of entries in any order."""
+    return SteeringPlan(listen_port, probe_port, {peer.virtual_port: peer for peer in peers})
+
+
+Elements = dict[str, dict[str, str]]
+
+
+def elements(plan: SteeringPlan) -> Elements:
+    """Return the three maps, key to value, as nft writes them.
+
+    An address that two peers claim stays with the lower port: a map has one value for a key.
+    """
+    sending = {
+        p.virtual_port: p.send_to for p in plan.peers.values() if p.send_to is not None and p.send_to.ip.version == 4
+    }
+    back: dict[str, str] = {}
+    for port in sorted(plan.peers):
+        for source in sorted(plan.peers[port].accept):
+            if source.ip.version == 4:
+                back.setdefault(f"{source.ip} . {source.port}", str(port))
+    return {
+        "leg_addr": {str(port): str(to.ip) for port, to in sending.items()},
+        "leg_port": {str(port): str(to.port) for port, to in sending.items()},
+        "back": back,
+    }
+
+
+def render(plan: SteeringPlan) -> str:
+    """Return one transaction that replaces the whole table."""
+    maps = elements(plan)
+    return f"""\
+table ip {TABLE}
+delete table ip {TABLE}
+table ip {TABLE} {{
+ map leg_addr {{
+  type inet_service : ipv4_addr
+{_elements(maps["leg_addr"])} }}
+ map leg_port {{
+  type inet_service : inet_service
+{_elements(maps["leg_port"])} }}
+ map back {{
+  type ipv4_addr . inet_service : inet_service
+{_elements(maps["back"])} }}
+ chain out {{
+  type route hook output priority raw; policy accept;
+  ip daddr {VIRTUAL_IPV4} udp sport {plan.listen_port} ip daddr set udp dport map @leg_addr udp dport set udp dport map @leg_port
+  ip daddr {VIRTUAL_IPV4} drop
+  udp sport {plan.probe_port} udp sport set {plan.listen_port}
+ }}
+ chain inp {{
+  type filter hook input priority mangle; policy accept;
+  udp dport {plan.listen_port} @th,96,32 0x2112a442 @th,64,16 {{ 0x0101, 0x0111 }} udp dport set {plan.probe_port}
+  udp dport {plan.listen_port} @th,64,32 {PROBE_MAGIC:#x} udp dport set {plan.probe_port}
+  udp dport {plan.listen_port} udp sport set ip saddr . udp sport map @back ip saddr set {VIRTUAL_IPV4}
+ }}
+ chain unmark {{
+  type filter hook postrouting priority srcnat - 1; policy accept;
+  meta mark {FWMARK:#x} meta mark set 0
+ }}
+}}
+"""
+
+
+def render_change(old: SteeringPlan, new: SteeringPlan) -> str | None:
+    """Return one transaction from one table to the other by its elements alone.
+
+    Empty when they are equal; None when the rules differ, which takes a replacement of the whole.
+    """
+    if (old.listen_port, old.probe_port) != (new.listen_port, new.probe_port):
+        return None
+    before, after = elements(old), elements(new)
+    lines = []
+    for name in before:
+        gone = [key for key, value in before[name].items() if after[name].get(key) != value]
+        come = {key: value for key, value in after[name].items() if before[name].get(key) != value}
+        if gone:
+            lines.append(f"delete element ip {TABLE} {name} {{ {', '.join(gone)} }}")
+        if come:
+            lines.append(f"add element ip {TABLE} {name} {{ {_pairs(come)} }}")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _elements(entries: Mapping[str, str]) -> str:
+    return f"  elements = {{ {_pairs(entries)} }}\n" if entries else ""
+
+
+def _pairs(entries: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} : {value}" for key, value in entries.items())
