@@ -80,7 +80,8 @@ class PeerFacts:
         key: WireGuard public key, 32 bytes.
         addresses: its mesh addresses.
         networks: everything that is reached through it, its own addresses included.
-        endpoint: what its Node's annotation says, HOST:PORT; tried before the candidates.
+        endpoint: what its Node's annotation says, when that is an address; tried before the candidates. A name is
+            resolved by the node itself, which publishes what it finds.
         candidates: where it says that it may be reached, best first.
         nat: what stands before it.
         keepalive: seconds; None leaves it to the agent.
@@ -90,7 +91,7 @@ class PeerFacts:
     key: bytes
     addresses: tuple[str, ...]
     networks: frozenset[Network]
-    endpoint: str | None
+    endpoint: Endpoint | None
     candidates: tuple[Endpoint, ...]
     nat: NatFacts
     keepalive: int | None = None
@@ -174,8 +175,15 @@ def _peer(effective: EffectivePeer) -> PeerFacts:
         key=effective.public_key,
         addresses=tuple(map(str, effective.addresses)),
         networks=effective.networks,
-        endpoint=peer.spec.endpoint,
+        endpoint=_literal(peer.spec.endpoint),
         candidates=candidates,
         nat=nat_facts(peer.status),
         keepalive=peer.spec.persistent_keepalive,
     )
+
+
+def _literal(text: str | None) -> Endpoint | None:
+    try:
+        return Endpoint.parse(text) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the agent reads the Mesh and the Peers from: the one door between Kubernetes and the data plane.
+
+Today the Peers themselves are watched. Coalesced slices may take their place later; nothing behind the door moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..api.constants import FIELD_MANAGER_AGENT, FWMARK, GROUP_VERSION, MESH_NAME
+from ..runtime.client import Client
+from ..runtime.errors import ApiError, Misconfigured, NotFound
+from ..runtime.events import EventRecorder
+from ..runtime.objects import Kind, Object
+from ..runtime.reflector import Reflector
+from ..telemetry import Telemetry
+from ..telemetry.logs import get_logger
+from .membership import Membership, really_gone
+
+log = get_logger("agent.peers")
+
+MESH = Kind(GROUP_VERSION, "wirekubemeshes", "WireKubeMesh")
+PEER = Kind(GROUP_VERSION, "wirekubepeers", "WireKubePeer")
+COMPONENT = "wirekube.io/agent"
+CONNECT_SECONDS = 3.0  # for one try: another URL may be the one that works
+RETRY_SECONDS = 2.0
+BURST_SECONDS = 0.005
+ASK_SECONDS = 2.0  # between questions about our own Peer while it is missing
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known now.
+
+    Attributes:
+        mesh: the Mesh; None when there is none, or none is known.
+        own: our Peer; None when this node is not in the mesh.
+        peers: all Peers that the data plane keeps, our own among them.
+        live: the API server says so; False for what was on disk.
+        left: the API server has confirmed that this node is not in the mesh.
+    """
+
+    mesh: Object | None
+    own: Object | None
+    peers: tuple[Object, ...]
+    live: bool
+    left: bool
+
+
+class PeerSource(Protocol):
+    """Yields facts, and takes this node's status."""
+
+    def snapshot(self) -> Snapshot:
+        """Return what is known now."""
+
+    async def publish(self, status: Object) -> bool:
+        """Write our Peer's status; False when there is nobody to take it now.
+
+        Raises:
+            ApiError: the API server refuses it, or cannot be reached.
+        """
+
+
+class WatchedPeers:
+    """Reads by watching the Mesh and all Peers.
+
+    Args:
+        node: our Node's name.
+        kubeconfig: path; None takes the pod's service account.
+        urls: API server URLs in the order of trial; None is the one of the credentials.
+        changed: called after each change, in the event loop.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        kubeconfig: str | None,
+        urls: tuple[str | None, ...],
+        telemetry: Telemetry,
+        changed: Callable[[], None],
+    ) -> None:
+        self._node, self._kubeconfig, self._urls = node, kubeconfig, urls
+        self._telemetry, self._changed = telemetry, changed
+        self._members = Membership(node)
+        self._mesh: Object | None = None
+        self._client: Client | None = None
+        self._meshes: Reflector | None = None
+        self._peers: Reflector | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._absent = asyncio.Event()
+        self.events: EventRecorder | None = None
+        self.synced = asyncio.Event()
+        self.problem = "the API server has not answered yet"
+
+    def remember(self, mesh: Object | None, peers: list[Object]) -> None:
+        """Start from the last known mesh, until the API server answers."""
+        self._mesh = self._mesh or mesh
+        self._members.remember({peer["metadata"]["name"]: peer for peer in peers})
+
+    def snapshot(self) -> Snapshot:
+        """See PeerSource.snapshot."""
+        peers = self._members.peers
+        return Snapshot(
+            self._mesh, peers.get(self._node), tuple(peers.values()), self.synced.is_set(), self._members.left
+        )
+
+    @property
+    def server(self) -> str | None:
+        """The URL in use."""
+        return self._client.server if self._client is not None else None
+
+    def server_endpoints(self) -> frozenset[tuple[str, int]]:
+        """Return address and port of the API server as connected to."""
+        found = self._client.server_addresses() if self._client is not None else ()
+        return frozenset((str(endpoint.ip), endpoint.port) for endpoint in found)
+
+    def unhealthy(self) -> str | None:
+        """Return why the view may be old; None while it follows the API server."""
+        if self._meshes is None or self._peers is None:
+            return self.problem
+        stale = next((r for r in (self._meshes, self._peers) if not r.fresh()), None)
+        return None if stale is None else str(stale.last_error or f"no watch on {stale.kind.plural} yet")
+
+    async def publish(self, status: Object) -> bool:
+        """See PeerSource.publish."""
+        if self._client is None or self._members.peers.get(self._node) is None or not self.synced.is_set():
+            return False
+        body = {"metadata": {"name": self._node}, "status": status}
+        try:
+            await self._client.apply_status(PEER, body, field_manager=FIELD_MANAGER_AGENT)
+        except NotFound:
+            return False  # the watch tells the rest
+        return True
+
+    async def run(self) -> None:
+        """Connect, watch, and find out about our own Peer when it is not there; runs until cancelled.
+
+        Raises:
+            Misconfigured: no usable credentials.
+        """
+        self._client = client = await self._connect()
+        log.info("connected", server=client.server)
+        self._meshes = Reflector(client, MESH, telemetry=self._telemetry)
+        # A list without our own Peer may be a lie; whether it is, `_ask_about_own` finds out.
+        self._peers = Reflector(client, PEER, telemetry=self._telemetry)
+        for reflector in (self._meshes, self._peers):
+            reflector.add_handler(lambda _event: self._soon())
+        self.events = EventRecorder(client, COMPONENT, self._node, self._telemetry)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for runnable in (self._meshes, self._peers, self.events):
+                    group.create_task(runnable.run())
+                group.create_task(self._first_sync())
+                group.create_task(self._ask_about_own(client))
+        finally:
+            await asyncio.shield(client.close())
+
+    async def _connect(self) -> Client:
+        said = ""
+        while True:
+            for url in self._urls:
+                try:
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        return await Client.connect(
+                            kubeconfig=self._kubeconfig, server=url, mark=FWMARK, telemetry=self._telemetry
+                        )
+                except Misconfigured:
+                    raise
+                except ApiError as error:
+                    self.problem = error.message
+                except TimeoutError:
+                    self.problem = f"{url or 'the API server'}: no answer within {CONNECT_SECONDS:.0f} s"
+                if said != self.problem:
+                    said = self.problem
+                    log.warning("cannot use the API server yet; trying again", error=said)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _first_sync(self) -> None:
+        assert self._meshes is not None and self._peers is not None  # noqa: S101, PT018 - made before the tasks
+        await self._meshes.synced.wait()
+        await self._peers.synced.wait()
+        self._take()
+        self.synced.set()
+        self._changed()
+
+    def _soon(self) -> None:
+        """Events come in bursts; one look at the stores serves a whole burst."""
+        self._look_after(BURST_SECONDS)
+
+    def _look_after(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._again is not None and not self._again.cancelled() and self._again.when() <= loop.time() + seconds:
+            return
+        if self._again is not None:
+            self._again.cancel()
+        self._again = loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._again = None
+        if self.synced.is_set():
+            self._take()
+            self._changed()
+
+    def _take(self) -> None:
+        assert self._meshes is not None and self._peers is not None  # noqa: S101, PT018 - as above
+        # A Mesh that was deleted stays in force for who is a member: it says how to leave, not that one has to.
+        self._mesh = self._meshes.store.get(("", MESH_NAME)) or self._mesh
+        now = time.monotonic()
+        again = self._members.observe({key[1]: obj for key, obj in self._peers.store.items().items()}, now)
+        if self._members.missing:
+            self._absent.set()
+        if again is not None:
+            self._look_after(max(0.0, again - now))
+
+    async def _ask_about_own(self, client: Client) -> None:
+        while True:
+            await self._absent.wait()
+            self._absent.clear()
+            while self._members.missing:
+                if await self._is_gone(client):
+                    log.info("this node has no Peer: it is not in the mesh")
+                    self._members.leave()
+                    self._changed()
+                    break
+                await asyncio.sleep(ASK_SECONDS)
+
+    async def _is_gone(self, client: Client) -> bool:
+        try:
+            await client.get(PEER, self._node)
+        except NotFound as error:
+            if error.whole_resource:
+                return False
+        except ApiError:
+            return False
+        else:
+            return False
+        try:
+            listed, _ = await client.list(PEER)
+        except ApiError:
+            return False
+        by_name = {peer["metadata"]["name"]: peer for peer in listed}
+        return really_gone(self._node, self._members.peers, by_name)
