@@ -75,14 +75,15 @@ def elements(plan: SteeringPlan) -> Elements:
 
     An address that two peers claim stays with the lower port: a map has one value for a key.
     """
-    sending = {
-        p.virtual_port: p.send_to for p in plan.peers.values() if p.send_to is not None and p.send_to.ip.version == 4
-    }
+    sending = {}
+    for port in sorted(plan.peers):
+        send_to = plan.peers[port].send_to
+        if send_to is not None and send_to.ip.version == 4:
+            sending[port] = send_to
     back: dict[str, str] = {}
     for port in sorted(plan.peers):
-        for source in sorted(plan.peers[port].accept):
-            if source.ip.version == 4:
-                back.setdefault(f"{source.ip} . {source.port}", str(port))
+        for source in sorted(source for source in plan.peers[port].accept if source.ip.version == 4):
+            back.setdefault(f"{source.ip} . {source.port}", str(port))
     return {
         "leg_addr": {str(port): str(to.ip) for port, to in sending.items()},
         "leg_port": {str(port): str(to.port) for port, to in sending.items()},

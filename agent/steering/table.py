@@ -106,18 +106,27 @@ def parse(text: str) -> Snapshot:
 
 
 def adopted(snapshot: Snapshot) -> dict[int, PeerSteering]:
-    """Return the entries of a table that an agent before us left, by virtual port."""
+    """Return the entries of a table that an agent before us left, by virtual port; none of another program's."""
+    try:
+        return _entries(snapshot.maps)
+    except ValueError:
+        return {}
+
+
+def _entries(maps: Elements) -> dict[int, PeerSteering]:
     accept: dict[int, set[Endpoint]] = {}
-    for source, port in snapshot.maps["back"].items():
+    for source, port in maps["back"].items():
         host, _, number = source.partition(" . ")
         accept.setdefault(int(port), set()).add(Endpoint.of(host, int(number)))
-    ports = set(accept) | {int(port) for port in snapshot.maps["leg_addr"]}
-    return {port: PeerSteering(port, _leg(snapshot, str(port)), frozenset(accept.get(port, ()))) for port in ports}
-
-
-def _leg(snapshot: Snapshot, port: str) -> Endpoint | None:
-    address, number = snapshot.maps["leg_addr"].get(port), snapshot.maps["leg_port"].get(port)
-    return Endpoint.of(address, int(number)) if address and number else None
+    legs = {
+        int(port): Endpoint.of(address, int(maps["leg_port"][port]))
+        for port, address in maps["leg_addr"].items()
+        if port in maps["leg_port"]
+    }
+    return {
+        port: PeerSteering(port, legs.get(port), frozenset(accept.get(port, ())))
+        for port in legs.keys() | accept.keys()
+    }
 
 
 def watch(loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> socket.socket:
@@ -160,7 +169,12 @@ async def _nft(text: str, *arguments: str) -> str:
         )
     except FileNotFoundError:
         raise SteeringError("the program nft is missing; install nftables") from None
-    out, err = await process.communicate(text.encode())
+    try:
+        out, err = await process.communicate(text.encode())
+    finally:
+        if process.returncode is None:  # we are cancelled; a transaction that was cut off did nothing
+            process.kill()
+            await process.wait()
     if process.returncode:
         raise SteeringError((err.decode(errors="replace").strip() or "nft failed").splitlines()[0])
     return out.decode()

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steering table's text, against a slow model that plays nft: a table is three dictionaries."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wirekube.agent.steering.plan import (
+    Elements,
+    PeerSteering,
+    SteeringPlan,
+    elements,
+    plan_of,
+    render,
+    render_change,
+)
+from wirekube.agent.steering.table import adopted, parse
+from wirekube.wire.endpoint import Endpoint
+
+ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "203.0.113.7", "fd00::1"])
+ENDPOINTS = st.builds(Endpoint.of, ADDRESSES, st.integers(1, 4))
+PEERS = st.builds(
+    PeerSteering,
+    st.integers(1024, 1030),
+    st.one_of(st.none(), ENDPOINTS),
+    st.frozensets(ENDPOINTS, max_size=3),
+)
+PLANS = st.builds(
+    plan_of, st.just(51820), st.just(40000), st.lists(PEERS, max_size=6, unique_by=lambda p: p.virtual_port)
+)
+
+
+def model(plan: SteeringPlan) -> Elements:
+    """What the maps must hold, said as slowly as possible."""
+    legs = {p: s.send_to for p, s in plan.peers.items() if s.send_to is not None and s.send_to.ip.version == 4}
+    claims = [(port, source) for port, peer in plan.peers.items() for source in peer.accept if source.ip.version == 4]
+    back = {}
+    for _, source in claims:
+        owner = min(port for port, claimed in claims if claimed == source)
+        back[f"{source.ip} . {source.port}"] = str(owner)
+    return {
+        "leg_addr": {str(p): str(e.ip) for p, e in legs.items()},
+        "leg_port": {str(p): str(e.port) for p, e in legs.items()},
+        "back": back,
+    }
+
+
+class Nft:
+    """As much of nft as our transactions use; it refuses what the kernel refuses."""
+
+    def __init__(self, text: str) -> None:
+        self.maps: Elements = {}
+        for name, body in re.findall(r"map (\w+) \{\n(.*?)\n \}\n", text, re.DOTALL):
+            entries = re.search(r"elements = \{ (.*) \}", body)
+            self.maps[name] = dict(pair(e) for e in entries[1].split(", ")) if entries else {}
+
+    def run(self, transaction: str) -> None:
+        for line in transaction.splitlines():
+            match = re.fullmatch(r"(add|delete) element ip wirekube (\w+) \{ (.*) \}", line)
+            assert match, line
+            for entry in match[3].split(", "):
+                if match[1] == "delete":
+                    del self.maps[match[2]][entry]
+                else:
+                    key, value = pair(entry)
+                    assert self.maps[match[2]].get(key, value) == value, "the kernel says: File exists"
+                    self.maps[match[2]][key] = value
+
+
+def pair(entry: str) -> tuple[str, str]:
+    key, _, value = entry.rpartition(" : ")
+    return key, value
+
+
+def listing(plan: SteeringPlan) -> str:
+    """What `nft -j list table` prints of it."""
+
+    def key(text: str) -> Any:
+        address, dot, port = text.partition(" . ")
+        return {"concat": [address, int(port)]} if dot else int(text)
+
+    def value(text: str) -> Any:
+        return int(text) if text.isdigit() else text
+
+    maps = [
+        {"map": {"name": name, "handle": 1} | ({"elem": [[key(k), value(v)] for k, v in held.items()]} if held else {})}
+        for name, held in elements(plan).items()
+    ]
+    rules = [{"chain": {"name": "out", "handle": 9}}, {"rule": {"chain": "out", "handle": 12, "expr": []}}]
+    return json.dumps({"nftables": [{"metainfo": {}}, {"table": {"name": "wirekube"}}, *maps, *rules]})
+
+
+@given(PLANS)
+def test_the_whole_table_holds_what_the_model_says(plan: SteeringPlan) -> None:
+    assert elements(plan) == model(plan)
+    assert Nft(render(plan)).maps == model(plan)
+
+
+@given(PLANS, PLANS)
+def test_a_change_leads_from_one_table_to_the_other(old: SteeringPlan, new: SteeringPlan) -> None:
+    change = render_change(old, new)
+    assert change is not None
+    assert (change == "") == (model(old) == model(new))
+    table = Nft(render(old))
+    table.run(change)
+    assert table.maps == model(new)
+
+
+@given(PLANS)
+def test_the_text_does_not_depend_on_the_order_of_the_peers(plan: SteeringPlan) -> None:
+    turned = plan_of(plan.listen_port, plan.probe_port, reversed(list(plan.peers.values())))
+    assert elements(turned) == elements(plan)
+    assert render(turned) == render(plan)
+    assert render_change(plan, turned) == ""
+
+
+def test_other_ports_take_the_whole_table() -> None:
+    plan = plan_of(51820, 40000, [])
+    assert render_change(plan, plan_of(51821, 40000, [])) is None
+    assert render_change(plan, plan_of(51820, 40001, [])) is None
+
+
+@given(PLANS)
+def test_an_adopted_table_is_the_plan_that_made_it(plan: SteeringPlan) -> None:
+    snapshot = parse(listing(plan))
+    assert snapshot.maps == elements(plan)
+    entries = adopted(snapshot)
+    again = plan_of(plan.listen_port, plan.probe_port, entries.values())
+    assert elements(again) == elements(plan)
+    assert all(port == entry.virtual_port for port, entry in entries.items())
+
+
+def test_rules_are_compared_without_their_handles() -> None:
+    plan = plan_of(51820, 40000, [])
+    text = listing(plan)
+    assert parse(text).rules == parse(text.replace('"handle": 12', '"handle": 77')).rules
+    assert parse(text).rules != parse(text.replace('"expr": []', '"expr": [1]')).rules
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [{"map": {"name": "back", "elem": [["10.0.0.1", 7]]}}],
+        [{"map": {"name": "back", "elem": [[{"concat": ["10.0.0.1", 5]}, "drop"]]}}],
+        [{"map": {"name": "leg_addr", "elem": [["x", "10.0.0.1"]]}}, {"map": {"name": "leg_port", "elem": [["x", 4]]}}],
+        [{"map": {"name": "leg_addr", "elem": [[1024, "up"]]}}, {"map": {"name": "leg_port", "elem": [[1024, 4]]}}],
+        [{"map": {"name": "other", "elem": [[1024, "up"]]}}],
+    ],
+)
+def test_a_table_of_somebody_else_by_our_name_has_no_entries(table: list[Any]) -> None:
+    assert adopted(parse(json.dumps({"nftables": table}))) == {}
