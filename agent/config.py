@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..api.constants import ENV_APISERVER, ENV_NODE_NAME, RUN_DIR, STATE_DIR
+from ..telemetry.logs import LEVELS
 
 DEFAULT_HEALTH = "127.0.0.1:9586"  # loopback: the agent shares the host's network, and metrics name every node
 HOST_RESOLV_CONFS = ("/host/etc/resolv.conf", "/host/run/systemd/resolve/resolv.conf")
@@ -32,6 +33,8 @@ class Config:
         health: address and port of /healthz, /readyz and /metrics.
         resolv_conf: resolver of the pod, which knows cluster names.
         host_resolv_confs: resolvers of the host, which work before the mesh does; absent files are skipped.
+        helper_wait: seconds to wait for a wireguard-go that another container runs, where there is none here.
+        log_level: debug, info, warning or error.
     """
 
     node: str
@@ -42,6 +45,7 @@ class Config:
     health: tuple[str, int]
     resolv_conf: Path
     host_resolv_confs: tuple[Path, ...]
+    helper_wait: float
     log_level: str
 
     @property
@@ -73,8 +77,25 @@ def from_environment(environment: Mapping[str, str]) -> Config:
         health=_address(environment.get("WIREKUBE_METRICS", DEFAULT_HEALTH)),
         resolv_conf=Path("/etc/resolv.conf"),
         host_resolv_confs=tuple(Path(path) for path in HOST_RESOLV_CONFS),
-        log_level=environment.get("WIREKUBE_LOG_LEVEL", "info"),
+        helper_wait=_seconds(environment.get("WIREKUBE_HELPER_WAIT", "0")),
+        log_level=_level(environment.get("WIREKUBE_LOG_LEVEL", "info")),
     )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise ConfigError(f"WIREKUBE_HELPER_WAIT={text!r} must be seconds, 0 to 3600")
+    return seconds
+
+
+def _level(text: str) -> str:
+    if text.lower() not in LEVELS:
+        raise ConfigError(f"WIREKUBE_LOG_LEVEL={text!r} must be one of {', '.join(LEVELS)}")
+    return text.lower()
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ..api.constants import DEFAULT_KEEPALIVE
 from ..api.effective import EffectivePeer, Object, Problem, effective_peers_unjudged, explain, parse_peer
 from ..api.v1alpha1 import PeerStatus, RelayStatus, WireKubeMesh, WireKubePeer
-from ..wire.endpoint import Endpoint
+from ..wire.endpoint import Endpoint, IPAddress
 from .paths.model import Mode, NatFacts, Policy
 
 Network = IPv4Network | IPv6Network
@@ -83,6 +83,7 @@ class PeerFacts:
         endpoint: what its Node's annotation says, when that is an address; tried before the candidates. A name is
             resolved by the node itself, which publishes what it finds.
         candidates: where it says that it may be reached, best first.
+        hosts: those of them that are addresses of its host.
         nat: what stands before it.
         keepalive: seconds; None leaves it to the agent.
     """
@@ -93,6 +94,7 @@ class PeerFacts:
     networks: frozenset[Network]
     endpoint: Endpoint | None
     candidates: tuple[Endpoint, ...]
+    hosts: tuple[IPAddress, ...]
     nat: NatFacts
     keepalive: int | None = None
 
@@ -169,14 +171,15 @@ def _relay(relay: RelayStatus) -> RelayFacts:
 
 def _peer(effective: EffectivePeer) -> PeerFacts:
     peer: WireKubePeer = effective.peer
-    candidates = tuple(Endpoint.parse(each.endpoint) for each in peer.status.candidates)
+    listed = [(each.type, Endpoint.parse(each.endpoint)) for each in peer.status.candidates]
     return PeerFacts(
         name=effective.name,
         key=effective.public_key,
         addresses=tuple(map(str, effective.addresses)),
         networks=effective.networks,
         endpoint=_literal(peer.spec.endpoint),
-        candidates=candidates,
+        candidates=tuple(endpoint for _, endpoint in listed),
+        hosts=tuple(endpoint.ip for kind, endpoint in listed if kind == "host"),
         nat=nat_facts(peer.status),
         keepalive=peer.spec.persistent_keepalive,
     )

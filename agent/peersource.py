@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import anyio
+
 from ..api.constants import FIELD_MANAGER_AGENT, FWMARK, GROUP_VERSION, MESH_NAME
 from ..runtime.client import Client
 from ..runtime.errors import ApiError, Misconfigured, NotFound
@@ -158,7 +160,8 @@ class WatchedPeers:
                 group.create_task(self._first_sync())
                 group.create_task(self._ask_about_own(client))
         finally:
-            await asyncio.shield(client.close())
+            with anyio.CancelScope(shield=True):
+                await client.close()
 
     async def _connect(self) -> Client:
         said = ""

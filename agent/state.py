@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,3 +89,57 @@ class StateFile:
         """Forget the mesh: this node is not part of it any more."""
         self._path.unlink(missing_ok=True)
         self._written = None
+
+
+class Memory:
+    """The cached state in use: what was saved at the start, and what is saved next.
+
+    Args:
+        folder: the state folder.
+
+    Attributes:
+        mesh: the Mesh object.
+        peers: the Peer objects.
+        names: host name to the addresses that it resolved to last; the resolver's own.
+        relay_keys: relay name to the key that it showed first.
+        apiserver: the URL that worked last.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = StateFile(folder)
+        saved = self._file.load()
+        self.mesh, self.peers, self.apiserver = saved.mesh, saved.peers, saved.apiserver
+        self.names: dict[str, tuple[str, ...]] = {name: tuple(found) for name, found in saved.names.items()}
+        self.relay_keys = {name: key for name, text in saved.relay_keys.items() if (key := _key(text)) is not None}
+
+    def take(self, mesh: Object | None, peers: Iterable[Object], apiserver: str | None) -> None:
+        """Take what is known now."""
+        self.mesh, self.peers, self.apiserver = mesh, list(peers), apiserver or self.apiserver
+
+    def save(self, now: float, *, force: bool = False) -> str | None:
+        """Write to disk if it differs and it is time; return what went wrong."""
+        state = CachedState(
+            self.mesh,
+            self.peers,
+            {name: list(found) for name, found in self.names.items()},
+            {name: base64.b64encode(key).decode() for name, key in self.relay_keys.items()},
+            self.apiserver,
+        )
+        try:
+            self._file.save(state, now, force=force)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    def forget(self) -> None:
+        """Forget the mesh on disk: this node is not part of it any more."""
+        self.mesh, self.peers = None, []
+        self._file.remove()
+
+
+def _key(text: str) -> bytes | None:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None
+    return key if len(key) == 32 else None

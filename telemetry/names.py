@@ -11,6 +11,11 @@ from typing import Final
 # Events that were not written, by reason (`queue`, `spam`, `api`).
 EVENTS_DROPPED: Final = "wirekube_events_dropped"
 
+# Peers of a node by the state of their path, and WireGuard's bytes over all of them.
+PEERS: Final = "wirekube_peers"
+RECEIVED: Final = "wirekube_wireguard_received_bytes"
+SENT: Final = "wirekube_wireguard_sent_bytes"
+
 # Changes of a peer's path, by old state, new state and reason.
 PATH_TRANSITIONS: Final = "wirekube_path_transitions"
 # Seconds from the start of the search for a direct path to its end.

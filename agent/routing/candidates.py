@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from .kernel import AddressRow, LinkRow
-from .plan import Address
+from .plan import Address, Interface
 
 VIRTUAL_NAMES: Final = (
     *("cni*", "docker*", "br-*", "veth*", "cali*", "flannel*", "cilium*", "kube-*", "lxc*", "virbr*"),
@@ -26,11 +26,12 @@ def is_candidate_link(link: LinkRow, own: str) -> bool:
     return link.running and not link.loopback and link.name != own and not container
 
 
-def candidate_addresses(links: Iterable[LinkRow], addresses: Iterable[AddressRow], own: str) -> list[Address]:
-    """Return the usable global unicast addresses, in a stable order, IPv4 first."""
+def candidate_interfaces(links: Iterable[LinkRow], addresses: Iterable[AddressRow], own: str) -> list[Interface]:
+    """Return the usable global unicast addresses with their networks, each address once, in a stable order, IPv4 first."""
     usable = {link.index for link in links if is_candidate_link(link, own)}
-    found = {row.address.ip for row in addresses if row.usable and row.link in usable and _unicast(row.address.ip)}
-    return sorted(found, key=lambda ip: (ip.version, int(ip)))
+    rows = (row.address for row in addresses if row.usable and row.link in usable and _unicast(row.address.ip))
+    found = {address.ip: address for address in rows}
+    return [found[ip] for ip in sorted(found, key=lambda ip: (ip.version, int(ip)))]
 
 
 def _unicast(ip: Address) -> bool:

@@ -12,16 +12,16 @@ from typing import Final
 from ...api.constants import DEFAULT_INTERFACE, FWMARK, ROUTE_PROTOCOL, TABLE, VIRTUAL_IPV4
 from ..wireguard.rtnl import AsyncIPRoute, NetlinkError, RtNetlink
 from . import kernel, watch
-from .candidates import candidate_addresses
+from .candidates import candidate_interfaces
 from .kernel import AddressRow, LinkRow
 from .plan import (
     DOCUMENTATION,
     MAIN,
     WANTED_SYSCTLS,
     Action,
-    Address,
     HostPlan,
     HostState,
+    Interface,
     Route,
     SetAddress,
     SetLink,
@@ -122,10 +122,10 @@ class HostNetwork:
             return None
         return Underlay(found[0], names[found[1]])
 
-    async def host_addresses(self) -> list[Address]:
-        """Return the addresses that other nodes may try, in a stable order."""
+    async def attached(self) -> list[Interface]:
+        """Return the addresses that other nodes may try, with their networks, in a stable order."""
         async with AsyncIPRoute() as ip:
-            return candidate_addresses(await kernel.links(ip), await kernel.addresses(ip), self._interface)
+            return candidate_interfaces(await kernel.links(ip), await kernel.addresses(ip), self._interface)
 
     async def changes(self, callback: watch.Callback) -> None:
         """See watch.changes; runs until it is cancelled."""

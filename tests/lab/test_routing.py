@@ -201,7 +201,7 @@ async def test_candidate_addresses(host):
     ip("addr", "add", "169.254.1.1/16", "dev", "eth0")
     ip("addr", "add", "10.2.0.1/24", "dev", "cni0")
     ip("addr", "add", "10.3.0.1/24", "dev", "veth77")
-    assert [str(a) for a in await host.host_addresses()] == ["10.1.0.1", "10.9.0.1", "fd09::1"]
+    assert [str(a.ip) for a in await host.attached()] == ["10.1.0.1", "10.9.0.1", "fd09::1"]
 
 
 async def test_changes_are_reported_together(host):

@@ -7,7 +7,7 @@ from ipaddress import ip_interface
 
 import pytest
 
-from wirekube.agent.routing.candidates import candidate_addresses, is_candidate_link
+from wirekube.agent.routing.candidates import candidate_interfaces, is_candidate_link
 from wirekube.agent.routing.kernel import AddressRow, LinkRow
 from wirekube.agent.routing.sysctl import Sysctls
 from wirekube.agent.routing.watch import kinds
@@ -53,7 +53,7 @@ def test_addresses_are_global_unicast_and_in_order():
         AddressRow(1, ip_interface("10.0.0.1/8"), usable=False),
         AddressRow(2, ip_interface("10.0.0.2/8"), usable=True),
     ]
-    assert [str(a) for a in candidate_addresses([link("eth0")], rows, "mesh")] == ["8.8.8.8", "10.0.0.9", "fd00::9"]
+    assert [str(a.ip) for a in candidate_interfaces([link("eth0")], rows, "mesh")] == ["8.8.8.8", "10.0.0.9", "fd00::9"]
 
 
 @pytest.fixture

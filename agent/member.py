@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This node while it is in the mesh: everything between the facts and the packets, put together.
+
+    facts ──update──> relay client, path driver ──legs──┐
+                                                        v
+    netlink, nft ──changed──────────────────────> converge ──> data plane
+    WireGuard's counters, each second ──> path driver
+    STUN ──report──> path driver, status
+
+One task converges, so that two changes never meet in the middle; whoever learns something only marks what is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..api.constants import FWMARK
+from ..telemetry import Telemetry
+from ..telemetry.logs import get_logger
+from ..wire.endpoint import Endpoint
+from .activity import Activity
+from .dataplane import Adopted, DataPlane, Desired, Failure, problem_of, roamed
+from .facts import MeshFacts, OwnFacts, PeerFacts, RelayFacts
+from .keys import NodeKey
+from .nat.discovery import NatWatcher
+from .nat.report import NatReport
+from .nat.socket import ProbeSocket
+from .pathdriver import PathDriver
+from .paths.candidates import Candidate, own_candidates
+from .paths.model import Transition
+from .relayclient import NO_PROXY, ProxyMoved, RelayClient, RelayDown, RelayEvent, RelayServer, RelayUp
+from .report import NodeView, RelayView
+from .resolve import Resolver
+from .routing.host import HostNetwork
+from .routing.plan import Interface
+from .steering import table
+from .steering.table import SteeringError
+from .vicinity import local_nat, seen_nat
+from .wireguard.backend import BackendError
+
+log = get_logger("agent.member")
+
+STATS_SECONDS = 1.0
+VERIFY_TABLE_SECONDS = 10.0
+VERIFY_HOST_SECONDS = 30.0  # a change is notified; this is for what nobody notified
+RETRY_SECONDS = 2.0
+NAMES_SECONDS = 300.0
+RETRY_NAMES_SECONDS = 5.0
+
+
+class Member:
+    """One node's part in the mesh. All methods belong to the event loop's thread.
+
+    Args:
+        node: the Node's name.
+        key: ours.
+        plane: opened.
+        adopted: what `plane.open` found.
+        relay_keys: relay name to the key that it showed first; kept up to date here.
+        changed: called when something that status or local API show has changed.
+        transition: called with each change of a path.
+
+    Attributes:
+        problem: (reason, message) why the data plane is not ready; None when it is.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        key: NodeKey,
+        plane: DataPlane,
+        host: HostNetwork,
+        adopted: Adopted,
+        resolver: Resolver,
+        relay_keys: dict[str, bytes],
+        telemetry: Telemetry,
+        *,
+        changed: Callable[[], None],
+        transition: Callable[[Transition], None],
+    ) -> None:
+        self.key, self.plane, self._host, self._adopted, self._resolver = key, plane, host, adopted, resolver
+        self._relay_keys, self._changed, self._transition = relay_keys, changed, transition
+        self._telemetry = telemetry
+        self.mesh: MeshFacts | None = None
+        self.own: OwnFacts | None = None
+        self.peers: dict[str, PeerFacts] = {}
+        self.problem: tuple[str, str] | None = ("Starting", "the data plane is being set up")
+        self.relay_view = RelayView()
+        self.candidates: tuple[Candidate, ...] = ()
+        self._attached: tuple[Interface, ...] = ()
+        self._manual: tuple[Endpoint, ...] = ()
+        self._server: frozenset[tuple[str, int]] = frozenset()
+        self._proxies: dict[bytes, Endpoint] = {}
+        self._activity = Activity()
+        self._underlay: str | None = None
+        self._host_changed = asyncio.Event()
+        self._resolve_again = asyncio.Event()
+        self._due = asyncio.Event()
+        self._all_due = True
+        self._ready = asyncio.Event()
+        self._direct: frozenset[str] = frozenset()
+        self.relay = RelayClient(key.private, mark=FWMARK, on_event=self._relay_event, telemetry=telemetry)
+        self.driver = PathDriver(
+            key.private, self.relay, telemetry, node, steer=self._due.set, changed=self._path_changed
+        )
+        self.probes = ProbeSocket(self.driver.heard, random.SystemRandom())
+        self.nat = NatWatcher(
+            self.probes,
+            self._stun_servers,
+            lambda: frozenset(each.ip for each in self._attached),
+            self._nat_report,
+            telemetry,
+            random.SystemRandom(),
+        )
+        plane.use_key(key.private)
+        self.driver.use(self.probes)
+
+    # Facts.
+
+    def update(
+        self, mesh: MeshFacts, own: OwnFacts, peers: tuple[PeerFacts, ...], server: frozenset[tuple[str, int]]
+    ) -> None:
+        """Take the facts; what differs is acted on."""
+        news = (mesh, own, {peer.name: peer for peer in peers}, server)
+        if news == (self.mesh, self.own, self.peers, self._server):
+            return
+        stun_changed = self.mesh is not None and self.mesh.stun_servers != mesh.stun_servers
+        relays_changed = self.mesh is None or self.mesh.relays != mesh.relays
+        endpoint_changed = self.own is None or self.own.endpoint != own.endpoint
+        self.mesh, self.own, self.peers, self._server = news
+        if relays_changed or endpoint_changed:
+            self._resolve_again.set()
+        if stun_changed:
+            self.nat.network_changed()
+        self.driver.set_policy(mesh.policy)
+        self.relay.set_underlay(self._underlay, mesh.listen_port)
+        self._follow_peers()
+        self._publish_local()
+        self._mark_all()
+
+    def _follow_peers(self) -> None:
+        """Make proxies and paths for the peers that are there, and only for those."""
+        keys = {peer.key for peer in self.peers.values()}
+        for key in [key for key in self._proxies if key not in keys]:
+            self.relay.remove_peer(key)
+            del self._proxies[key]
+        for key in keys - self._proxies.keys():
+            self._proxies[key] = self.relay.add_peer(key)
+        mesh = self.mesh
+        self.driver.set_limits((each.ip for each in self._attached), mesh.ranges if mesh else (), self._server)
+        seen = {peer.name: seen_nat(peer, self._attached) for peer in self.peers.values()}
+        self.driver.set_peers({name: replace(peer, nat=seen[name]) for name, peer in self.peers.items()})
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Continue the direct legs of an agent before us, once for each peer."""
+        for peer in self.peers.values():
+            legs = self._adopted.legs(peer.key, (str(each.ip) for each in self._attached))
+            if legs is not None and legs.direct is not None:
+                self.driver.adopt(peer.name, legs.direct, legs.accept)
+                log.info("direct path adopted", peer=peer.name, address=str(legs.direct))
+        self._adopted = self._adopted.without(peer.key for peer in self.peers.values())
+
+    def describe(self, base: NodeView) -> NodeView:
+        """Return the view of a node that is in the mesh."""
+        return replace(
+            base,
+            key=self.key,
+            mesh=self.mesh,
+            own=self.own,
+            nat=self.nat.report,
+            candidates=self.candidates,
+            relay=self.relay_view,
+            peers=tuple(self.peers.values()),
+            paths={name: self.driver.paths.view(name) for name in self.peers},
+            ports=self.plane.ports,
+            stats=self.plane.stats,
+            problem=self.problem,
+            refused=self.plane.problems,
+        )
+
+    # Tasks.
+
+    async def run(self) -> None:
+        """Run until cancelled; the data plane is left as it is."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for task in (
+                    self._converge(),
+                    self.relay.run(),
+                    self._discover(),
+                    self._watch_counters(),
+                    self._host.changes(lambda _kinds: self._host_changed.set()),
+                    self._follow_host(),
+                    self._follow_names(),
+                    self._guard_table(),
+                    self._verify(),
+                ):
+                    group.create_task(task)
+        finally:
+            self.driver.close()
+            self.probes.close()
+
+    async def _converge(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            everything, self._all_due = self._all_due, False
+            try:
+                await self._act(everything)
+            except Failure as error:
+                self._failed(error)
+                await asyncio.sleep(RETRY_SECONDS)
+                self._mark_all()
+
+    async def _act(self, everything: bool) -> None:
+        desired = self._desired()
+        if desired is None:
+            return
+        if everything:
+            with self._telemetry.tracer.start_as_current_span("converge", attributes={"peers": len(desired.peers)}):
+                await self.plane.apply(desired)
+            self._works()
+        else:
+            await self.plane.steer(desired)
+        self.driver.installed(desired.legs)
+        direct = frozenset(name for name, legs in desired.legs.items() if legs.direct is not None)
+        if direct != self._direct and not everything:
+            await self.plane.configure(desired)
+        self._direct = direct
+        self.driver.configured(peer.key for peer in desired.peers)
+
+    def _desired(self) -> Desired | None:
+        if self.mesh is None or self.own is None:
+            return None
+        proxies = {key: proxy for key, proxy in self._proxies.items() if proxy != NO_PROXY}
+        peers = tuple(self.peers.values())
+        return Desired(self.mesh, self.own, peers, dict(self.driver.legs), proxies, self.probes.port)
+
+    def _works(self) -> None:
+        if self.problem is not None:
+            self.problem = None
+            log.info("data plane ready", peers=len(self.peers))
+            self._changed()
+        self._ready.set()
+
+    def _failed(self, error: Exception) -> None:
+        problem = problem_of(error)
+        if problem != self.problem:
+            self.problem = problem
+            log.warning("the data plane is not as it should be; trying again", error=str(error))
+            self._changed()
+
+    def _mark_all(self) -> None:
+        self._all_due = True
+        self._due.set()
+
+    async def _discover(self) -> None:
+        await self._ready.wait()  # STUN through WireGuard's port needs the table
+        await self.nat.run()
+
+    async def _watch_counters(self) -> None:
+        await self._ready.wait()
+        while True:
+            await asyncio.sleep(STATS_SECONDS)
+            try:
+                stats = await self.plane.read_stats()
+            except BackendError as error:
+                self._failed(error)
+                self._mark_all()
+                continue
+            names = {peer.key: peer.name for peer in self.peers.values()}
+            active = self._activity.update(stats, time.monotonic())
+            moved = {names[key]: endpoint for key, endpoint in roamed(stats).items() if key in names}
+            self.driver.traffic({names[key]: busy for key, busy in active.items() if key in names}, moved)
+            if any(endpoint in self.driver.legs[name].accept for name, endpoint in moved.items()):
+                self._mark_all()  # the new address is confirmed and in the table: the constant endpoint can stand again
+
+    async def _verify(self) -> None:
+        while True:
+            await asyncio.sleep(VERIFY_HOST_SECONDS)
+            self._mark_all()
+
+    async def _guard_table(self) -> None:
+        """Compare the nft table every 10 s, and when some table has changed."""
+        changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        notifications = table.watch(loop, changed.set)
+        try:
+            await self._ready.wait()
+            while True:
+                changed.clear()
+                try:
+                    await self.plane.verify_table()
+                except SteeringError as error:
+                    self._failed(error)
+                    self._mark_all()
+                try:
+                    async with asyncio.timeout(VERIFY_TABLE_SECONDS):
+                        await changed.wait()
+                    await asyncio.sleep(0.2)  # a reload comes in many notifications
+                except TimeoutError:
+                    continue
+        finally:
+            loop.remove_reader(notifications)
+            notifications.close()
+
+    # The host.
+
+    async def _follow_host(self) -> None:
+        while True:
+            await self._host_changed.wait()
+            self._host_changed.clear()
+            try:
+                if await self.look_at_host():
+                    log.info("the host's addresses or routes changed")
+                    self.nat.network_changed()
+                    self._follow_peers()
+                    self.driver.network_changed()
+            except Failure as error:
+                self._failed(error)
+            self._mark_all()
+
+    async def look_at_host(self) -> bool:
+        """Read addresses and underlay; True when they changed. Once before the first `update`.
+
+        Raises:
+            OSError: the kernel cannot be asked.
+        """
+        before = (self._attached, self._underlay)
+        self._attached = tuple(await self._host.attached())
+        underlay = await self._host.underlay()
+        self._underlay = str(underlay.address) if underlay else None
+        if self.mesh is not None:
+            self.relay.set_underlay(self._underlay, self.mesh.listen_port)
+        self._publish_local()
+        return before != (self._attached, self._underlay)
+
+    # NAT, names, relay.
+
+    async def _stun_servers(self) -> list[Endpoint]:
+        names = self.mesh.stun_servers if self.mesh is not None else ()
+        found = await asyncio.gather(*(self._resolver.resolve(name) for name in names))
+        # One address of each name: two of one server would look like two servers.
+        first = (next((each for each in endpoints if each.ip.version == 4), None) for endpoints in found)
+        return list(dict.fromkeys(each for each in first if each is not None))
+
+    def _nat_report(self, report: NatReport) -> None:
+        log.info("nat", summary=report.summary(), mapping=report.mapping, filtering=report.filtering, udp=report.udp)
+        self._publish_local()
+
+    def _publish_local(self) -> None:
+        """Work out what others are told about us, and tell the machine."""
+        report = self.nat.report
+        self.candidates = own_candidates(
+            self._manual,
+            [each.ip for each in self._attached if each.version == 4],  # the steering table's family
+            report.mapped,
+            listen_port=self.mesh.listen_port if self.mesh else 0,
+            symmetric=report.symmetric,
+        )
+        self.driver.set_local(local_nat(report), (each.endpoint for each in self.candidates))
+        self._changed()
+
+    async def _follow_names(self) -> None:
+        """Resolve the relays' names and our annotation, on a change and every 5 minutes."""
+        while True:
+            self._resolve_again.clear()
+            mesh, own = self.mesh, self.own
+            if mesh is not None and own is not None:
+                self.relay.configure([await self._relay_server(relay) for relay in mesh.relays])
+                self._manual = await self._resolver.resolve(own.endpoint) if own.endpoint else ()
+                self._publish_local()
+            try:
+                async with asyncio.timeout(NAMES_SECONDS if self.relay_view.name else RETRY_NAMES_SECONDS):
+                    await self._resolve_again.wait()
+            except TimeoutError:
+                continue
+
+    async def _relay_server(self, relay: RelayFacts) -> RelayServer:
+        endpoints = relay.endpoints or await self._resolver.resolve(relay.name)
+        return RelayServer(relay.name, endpoints, relay.public_key or self._relay_keys.get(relay.name))
+
+    def _relay_event(self, event: RelayEvent) -> None:
+        match event:
+            case RelayUp(server, rtt, key):
+                named = any(relay.name == server.name and relay.public_key for relay in self._relays())
+                self._relay_keys.setdefault(server.name, key)
+                self.relay_view = RelayView(server.name, "", trusted_at_first_sight=not named)
+                log.info("relay session up", relay=server.name, rtt_ms=round(rtt * 1000, 2))
+                self._changed()
+            case RelayDown(server, reason):
+                if self.relay_view != RelayView(None, reason):
+                    log.warning("no relay session", relay=server.name, reason=reason)
+                    self.relay_view = RelayView(None, reason)
+                    self._changed()
+            case ProxyMoved(key, endpoint):
+                if key in self._proxies:
+                    self._proxies[key] = endpoint
+                    self._due.set()
+                return
+        self.driver.relay_event(event)
+
+    def _relays(self) -> tuple[RelayFacts, ...]:
+        return self.mesh.relays if self.mesh is not None else ()
+
+    def _path_changed(self, transition: Transition) -> None:
+        self._transition(transition)
+        self._changed()

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes this node's status when the budget allows it: the only writer of our Peer's status beside the operator."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from ..runtime.errors import ApiError
+from ..runtime.objects import Object
+from ..telemetry.logs import get_logger
+from . import report
+from .peersource import Snapshot, WatchedPeers
+from .publish import Status, StatusBudget
+from .report import NodeView
+
+log = get_logger("agent.status")
+
+RETRY_SECONDS = 5.0
+NOBODY_SECONDS = 1.0  # there is no API server, or no Peer, to take a status
+
+
+class Publisher:
+    """Compares what should be shown with what was written last.
+
+    Args:
+        source: takes the status.
+        view: this node.
+
+    Attributes:
+        due: set it when something that the status shows may have changed.
+    """
+
+    def __init__(self, source: WatchedPeers, view: Callable[[], NodeView]) -> None:
+        self._source, self._view = source, view
+        self._budget = StatusBudget()
+        self._uid = ""
+        self._said = ""
+        self.due = asyncio.Event()
+
+    def forget(self) -> None:
+        """Our Peer went: what was written last went with it."""
+        self._budget.forget()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        wait: float | None = None
+        while True:
+            try:
+                async with asyncio.timeout(wait):
+                    await self.due.wait()
+            except TimeoutError:
+                pass
+            self.due.clear()
+            wait = await self._publish(self._source.snapshot())
+
+    async def _publish(self, snapshot: Snapshot) -> float | None:
+        """Write if it is time; return seconds until the next look, None for the next change."""
+        own = snapshot.own
+        if own is None or not snapshot.live:
+            return NOBODY_SECONDS
+        if own["metadata"].get("uid") != self._uid:
+            self._uid = own["metadata"].get("uid", "")
+            self._budget.forget()
+        wanted, now = self._wanted(own), time.monotonic()
+        at = self._budget.due(wanted, now)
+        if at is None:
+            return None
+        if at > now:
+            return at - now
+        try:
+            if not await self._source.publish(wanted):
+                return NOBODY_SECONDS
+        except ApiError as error:
+            if error.message != self._said:
+                self._said = error.message
+                log.warning("the status cannot be written; trying again", error=error.message)
+            return RETRY_SECONDS
+        self._said = ""
+        self._budget.done(wanted, now)
+        return 0.0  # what changed while it was written
+
+    def _wanted(self, own: Object) -> Status:
+        shown = own.get("status") or {}
+        applied = self._budget.applied or shown
+        wanted = report.status(
+            self._view(), applied.get("conditions") or [], own["metadata"].get("generation", 0), report.now_iso()
+        )
+        if "publicKey" not in wanted and shown.get("publicKey"):
+            # The key is not loaded yet. Leaving it out would take it away from everybody.
+            wanted["publicKey"] = shown["publicKey"]
+        return wanted
