@@ -20,6 +20,7 @@ def write_private(path: Path, data: bytes) -> None:
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o600)  # a crash may have left the part, and a creation mode is for new files
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -33,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None when the file is absent, unreadable or something else."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -12,6 +12,7 @@ import binascii
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -56,31 +57,33 @@ def load_or_create(folder: Path, node: str, machine: str, running: bytes | None 
         folder: the state folder.
         node: the Node's name.
         machine: the machine's identity.
-        running: the private key of an interface that runs already.
+        running: the private key of an interface that runs already; all zeros say that it has none.
 
     Raises:
         KeyRefused: others can read the file.
     """
     path = folder / FILE
-    saved = _load(path, node, machine)
-    if saved is not None:
+    content = _read(path)
+    if content is not None and (content.get("node"), content.get("machineID")) != (node, machine):
+        running = None  # a machine that was cloned while it ran has the original's interface as well
+    elif content is not None and (saved := _private(content)) is not None:
         return NodeKey(saved, public_key(saved))
-    private = running or X25519PrivateKey.generate().private_bytes_raw()
+    private = running if running and any(running) else X25519PrivateKey.generate().private_bytes_raw()
     return _save(path, node, machine, private)
 
 
-def _load(path: Path, node: str, machine: str) -> bytes | None:
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the file's content; None when it is gone or garbage, which the running interface can make good."""
     try:
-        mode = path.stat().st_mode
+        mode = stat.S_IMODE(path.stat().st_mode)
     except OSError:
         return None
-    if stat.S_IMODE(mode) & 0o077:
-        raise KeyRefused(
-            f"{path} can be read by others (mode {stat.S_IMODE(mode):o}); remove it, and a new key is made"
-        )
-    content = read_json(path) or {}
-    if content.get("node") != node or content.get("machineID") != machine:
-        return None
+    if mode & 0o077:
+        raise KeyRefused(f"{path} can be read by others (mode {mode:o}); remove it, and a new key is made")
+    return read_json(path)
+
+
+def _private(content: dict[str, Any]) -> bytes | None:
     try:
         private = base64.b64decode(str(content.get("privateKey")), validate=True)
     except binascii.Error:
