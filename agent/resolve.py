@@ -9,12 +9,13 @@ Cluster names go to the pod's resolver only: nobody outside shall hear of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
 import dns.asyncresolver
 import dns.exception
+import dns.name
 import dns.resolver
 
 from ..wire.endpoint import Endpoint
@@ -41,11 +42,20 @@ class Resolver:
     Args:
         pod: the pod's resolv.conf.
         hosts: the host's resolv.conf files; absent ones are skipped.
+        last_good: what names resolved to before, by name; kept up to date here.
+        port: of the name servers.
     """
 
-    def __init__(self, pod: Path, hosts: Sequence[Path]) -> None:
-        self._pod, self._hosts = pod, tuple(hosts)
-        self.last_good: dict[str, tuple[str, ...]] = {}
+    def __init__(
+        self,
+        pod: Path,
+        hosts: Sequence[Path],
+        last_good: dict[str, tuple[str, ...]] | None = None,
+        *,
+        port: int = 53,
+    ) -> None:
+        self._pod, self._hosts, self._port = pod, tuple(hosts), port
+        self.last_good = {} if last_good is None else last_good
 
     async def resolve(self, text: str) -> tuple[Endpoint, ...]:
         """Return the endpoints; the last good ones when nobody answers, none when there never were any.
@@ -64,8 +74,7 @@ class Resolver:
         return tuple(Endpoint.of(address, port) for address in self.last_good.get(host, ()))
 
     async def _ask(self, host: str) -> tuple[str, ...]:
-        files = [self._pod] if host.endswith(CLUSTER_SUFFIXES) else [self._pod, *self._hosts]
-        tasks = [asyncio.ensure_future(_query(path, host)) for path in files]
+        tasks = [asyncio.ensure_future(_query(resolver, host)) for resolver in self._resolvers(host)]
         try:
             async with asyncio.timeout(LIMIT_SECONDS):
                 for next_done in asyncio.as_completed(tasks):
@@ -79,10 +88,32 @@ class Resolver:
             await asyncio.gather(*tasks, return_exceptions=True)
         return ()
 
+    def _resolvers(self, host: str) -> list[dns.asyncresolver.Resolver]:
+        """Return who is asked for a name. The files are read each time: DHCP and the kubelet rewrite them."""
+        pod = self._read(self._pod)
+        if _is_cluster_name(host, pod.search if pod else ()):
+            return [pod] if pod else []
+        return [each for each in (pod, *map(self._read, self._hosts)) if each is not None]
 
-async def _query(path: Path, host: str) -> tuple[str, ...]:
+    def _read(self, path: Path) -> dns.asyncresolver.Resolver | None:
+        try:
+            resolver = dns.asyncresolver.Resolver(filename=str(path))
+        except (dns.exception.DNSException, OSError):
+            return None
+        resolver.port = self._port
+        return resolver
+
+
+def _is_cluster_name(host: str, search: Iterable[dns.name.Name]) -> bool:
+    """Tell whether a name is cluster DNS' own; the pod's search list says `svc.DOMAIN` where DOMAIN is the cluster's."""
+    name = host.lower().removesuffix(".")
+    domains = (each.to_text(omit_final_dot=True).lower() for each in search)
+    own = tuple(f".{domain}" for domain in domains if domain.startswith("svc."))
+    return name.endswith((*CLUSTER_SUFFIXES, *own))
+
+
+async def _query(resolver: dns.asyncresolver.Resolver, host: str) -> tuple[str, ...]:
     try:
-        resolver = dns.asyncresolver.Resolver(filename=str(path))
         answer = await resolver.resolve(host, "A", search=True, lifetime=LIMIT_SECONDS)
     except (dns.exception.DNSException, OSError):
         return ()
