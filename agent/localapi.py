@@ -74,5 +74,9 @@ class LocalApi:
             return self._report()
 
         future = asyncio.run_coroutine_threadsafe(make(), self._loop)
-        report = asdict(future.result(SNAPSHOT_SECONDS))
+        try:
+            report = asdict(future.result(SNAPSHOT_SECONDS))
+        except TimeoutError:
+            future.cancel()
+            return Response.text("the agent's event loop does not answer\n", 503)
         return Response(200, json.dumps(report).encode(), "application/json")
