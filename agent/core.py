@@ -93,6 +93,8 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 for task in (self._source.run(), self._follow(), self._publisher.run(), self._save()):
                     group.create_task(task)
+        except BaseExceptionGroup as several:
+            raise _first(several) from None  # what failed first ends the process; the others were cancelled
         except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
                 await self._hand_over()
@@ -288,8 +290,16 @@ class Agent:
             log.warning("no hand-over note could be left", error=str(error))
 
 
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def _read(snapshot: Snapshot) -> tuple[MeshFacts, OwnFacts] | Problem:
     """Read the Mesh and our own Peer; a problem when one of them is absent or malformed."""
+    if snapshot.own is None and not snapshot.live:
+        return Problem("", "NoAPIServer", "the API server has not answered yet, and no mesh is known from before")
     if snapshot.own is None:
         return Problem("", "NoPeer", "this node has no WireKubePeer: is it labelled wirekube.io/vpn-enabled=true?")
     if snapshot.mesh is None:

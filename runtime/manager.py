@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from ..telemetry import Telemetry
 from ..telemetry.logs import get_logger
 from .controller import Controller
+from .errors import Misconfigured
 from .health import HealthServer
 from .reflector import Reflector
 
@@ -123,7 +124,9 @@ class Manager:
         try:
             await runnable.run()
         except Exception as error:
-            log.error("a part of the process failed; stopping", part=name, exc_info=error)
+            # Of a host or credentials that cannot be used, the message says all; anything else is a bug.
+            expected = isinstance(error, Misconfigured | OSError)
+            log.error("a part of the process failed; stopping", part=name, error=str(error), exc_info=not expected)
             self._failure = self._failure or error
             self._stopping.set()
         finally:
