@@ -98,8 +98,18 @@ class ControlPlane:
             raise ProcessError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done
 
-    def service_account_kubeconfig(self, namespace: str, account: str, node: dict[str, Any] | None, path: Path) -> None:
-        """Write a kubeconfig whose token is one of the ServiceAccount, bound to a Node object as kubelets' are."""
+    def service_account_kubeconfig(
+        self, namespace: str, account: str, node: dict[str, Any] | None, path: Path, *, server: str | None = None
+    ) -> None:
+        """Write a kubeconfig whose token is one of the ServiceAccount, bound to a Node object as kubelets' are.
+
+        Args:
+            namespace: of the ServiceAccount.
+            account: its name.
+            node: the Node object; None for a token that is bound to nothing.
+            path: where the kubeconfig goes.
+            server: URL that it names, when that is not the address that we use.
+        """
         spec: dict[str, Any] = {"expirationSeconds": 86400}
         if node is not None:
             metadata = node["metadata"]
@@ -108,7 +118,7 @@ class ControlPlane:
         request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         url = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
         answer = self.kubectl("create", "--raw", url, "-f", "-", input=json.dumps(request))
-        self._write_config(path, account, {"token": json.loads(answer.stdout)["status"]["token"]})
+        self._write_config(path, account, {"token": json.loads(answer.stdout)["status"]["token"]}, server)
 
     def _etcd(self) -> list[str]:
         client, peer = (f"http://127.0.0.1:{self._etcd_port + offset}" for offset in (0, 1))
@@ -158,13 +168,15 @@ class ControlPlane:
         identity = {"client-certificate-data": _base64(certificate), "client-key-data": _base64(key)}
         self._write_config(self.folder / f"{name}.kubeconfig", user, identity)
 
-    def _write_config(self, path: Path, user: str, identity: dict[str, str]) -> None:
+    def _write_config(self, path: Path, user: str, identity: dict[str, str], server: str | None = None) -> None:
         authority = _base64(self.folder / "pki" / "ca.crt")
         content = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "lab",
-            "clusters": [{"name": "lab", "cluster": {"server": self.url, "certificate-authority-data": authority}}],
+            "clusters": [
+                {"name": "lab", "cluster": {"server": server or self.url, "certificate-authority-data": authority}}
+            ],
             "users": [{"name": user, "user": identity}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user}}],
         }

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for conditions with a deadline, and what to wait for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from ..wire import stun
+from .netns import inside
+from .state import LabError
+from .topology import STUN_ADDRESSES, STUN_PORT
+
+SIGTERM = signal.SIGTERM
+POLL_SECONDS = 0.02
+STUN_SECONDS = 10.0
+
+
+def until(condition: Callable[[], bool], seconds: float, poll: float = POLL_SECONDS) -> bool:
+    """Wait until a condition holds; return whether it did before the time was up."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(poll)
+    return True
+
+
+def missing_tools(names: Iterable[str]) -> list[str]:
+    """Return those of the programs that are not in PATH."""
+    return [name for name in names if shutil.which(name) is None]
+
+
+def until_stun_answers(namespace: str, last_words: Callable[[], str]) -> None:
+    """Wait until the STUN server answers on both addresses.
+
+    Raises:
+        LabError: it does not, with the end of its log.
+    """
+    with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        asker.settimeout(0.1)
+        for address in STUN_ADDRESSES:
+            if not until(partial(_answers, asker, (str(address), STUN_PORT)), STUN_SECONDS):
+                raise LabError(f"the STUN server does not answer on {address}: {last_words()}")
+
+
+def _answers(asker: socket.socket, server: tuple[str, int]) -> bool:
+    asker.sendto(stun.encode_request(os.urandom(stun.TXID_BYTES)), server)
+    try:
+        return stun.looks_like_stun(asker.recv(2048))
+    except TimeoutError:
+        return False
