@@ -155,7 +155,7 @@ def nat_facts(status: PeerStatus) -> NatFacts:
         symmetric=nat.mapping in ("AddressDependent", "AddressAndPortDependent"),
         port_restricted=nat.filtering == "AddressAndPortDependent",
         public=nat.summary == "None",
-        addresses=frozenset(str(Endpoint.parse(each).ip) for each in reflexive),
+        addresses=frozenset(str(each.ip) for text in reflexive if (each := _literal(text)) is not None),
     )
 
 
@@ -165,13 +165,14 @@ def keepalive_of(peer: PeerFacts) -> int:
 
 
 def _relay(relay: RelayStatus) -> RelayFacts:
-    endpoints = tuple(Endpoint.parse(text) for text in relay.endpoints)
+    endpoints = tuple(each for text in relay.endpoints if (each := _literal(text)) is not None)
     return RelayFacts(relay.name, endpoints, base64.b64decode(relay.public_key) if relay.public_key else None)
 
 
 def _peer(effective: EffectivePeer) -> PeerFacts:
     peer: WireKubePeer = effective.peer
-    listed = [(each.type, Endpoint.parse(each.endpoint)) for each in peer.status.candidates]
+    parsed = ((each.type, _literal(each.endpoint)) for each in peer.status.candidates)
+    listed = [(kind, endpoint) for kind, endpoint in parsed if endpoint is not None]
     return PeerFacts(
         name=effective.name,
         key=effective.public_key,
@@ -186,6 +187,7 @@ def _peer(effective: EffectivePeer) -> PeerFacts:
 
 
 def _literal(text: str | None) -> Endpoint | None:
+    """Read an address; None for a name, and for what passes the CRD's pattern and is no IPv6 address all the same."""
     try:
         return Endpoint.parse(text) if text else None
     except ValueError:

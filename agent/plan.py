@@ -11,6 +11,7 @@ matter of the steering table alone, so a change of path never touches WireGuard.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address, ip_interface
@@ -46,14 +47,15 @@ def virtual_endpoint(port: int) -> Endpoint:
 
 
 def allocate_ports(keys: Iterable[bytes], held: Mapping[bytes, int]) -> dict[bytes, int]:
-    """Give each key a port of its own; a key that holds one keeps it, so that no endpoint moves.
+    """Give each key a port of its own; a key that holds one alone keeps it, so that no endpoint moves.
 
     Raises:
         OverflowError: more keys than ports.
     """
     wanted = sorted(keys)
-    ports = {key: held[key] for key in wanted if key in held}
-    used = set(ports.values())
+    holders = Counter(held.values())
+    ports = {key: held[key] for key in wanted if key in held and holders[held[key]] == 1}
+    used = set(held.values())
     free = (port for port in range(FIRST_PORT, LAST_PORT + 1) if port not in used)
     for key in wanted:
         if key not in ports:

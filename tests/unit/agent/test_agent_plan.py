@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From objects to facts, and from facts to the desired state of the host."""
+
+from __future__ import annotations
+
+import base64
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wirekube.agent import plan
+from wirekube.agent.facts import MeshFacts, PeerFacts, Problem, keepalive_of, parse_mesh, parse_peers
+from wirekube.agent.paths.model import Mode, NatFacts, Policy
+from wirekube.agent.plan import FIRST_PORT, Legs, allocate_ports, device_config, held_ports, steering_plan
+from wirekube.wire.endpoint import Endpoint
+
+MESH: dict[str, Any] = {"metadata": {"name": "default"}, "status": {"meshCIDRs": ["198.18.0.0/16"]}}
+KEYS = [bytes([number]) * 32 for number in range(4)]
+DIRECT, OTHER, PROXY = map(Endpoint.parse, ("203.0.113.2:51820", "203.0.113.9:1", "10.0.0.1:40000"))
+
+
+def peer(number: int, *candidates: str, **status: Any) -> dict[str, Any]:
+    """A Peer whose key nobody has judged yet."""
+    listed = [{"endpoint": each, "type": "serverReflexive"} for each in candidates]
+    key = base64.b64encode(KEYS[number]).decode()
+    return {
+        "metadata": {"name": f"n{number}"},
+        "spec": {"addresses": [f"198.18.0.{number}/32"]},
+        "status": {"publicKey": key, "candidates": listed} | status,
+    }
+
+
+def facts(*objects: dict[str, Any]) -> dict[str, PeerFacts]:
+    found, _ = parse_peers(MESH, objects, "n0")
+    return {each.name: each for each in found}
+
+
+def mesh() -> MeshFacts:
+    parsed = parse_mesh(MESH)
+    assert isinstance(parsed, MeshFacts)
+    return parsed
+
+
+def test_our_own_peer_is_no_other() -> None:
+    assert facts(peer(0), peer(1)).keys() == {"n1"}
+
+
+@pytest.mark.parametrize("bad", ["[:::::::]:80", "[1:2:3]:80", "[::1:]:80"])
+def test_an_address_that_only_looks_like_one_harms_nobody(bad: str) -> None:
+    """The CRD's pattern cannot tell; a node that was taken over may write what it likes."""
+    found = facts(peer(1, bad, "203.0.113.1:51820", nat={"udp": "Open"}), peer(2, "203.0.113.2:51820"))
+    assert found["n2"].candidates == (DIRECT,)
+    assert found["n1"].candidates == (Endpoint.parse("203.0.113.1:51820"),)
+    assert found["n1"].nat.addresses == {"203.0.113.1"}
+    broken = MESH | {"status": {"relays": [{"name": "r:1", "endpoints": [bad, "203.0.113.9:1"]}]}}
+    parsed = parse_mesh(broken)
+    assert not isinstance(parsed, Problem)
+    assert parsed.relays[0].endpoints == (OTHER,)
+
+
+NAMES = st.sampled_from(["metadata", "name", "spec", "status", "candidates", "endpoint", "type", "nat", "publicKey"])
+SCALARS = st.one_of(st.none(), st.integers(), st.text(max_size=8))
+GARBAGE = st.dictionaries(NAMES, SCALARS | st.dictionaries(NAMES, SCALARS | st.lists(SCALARS, max_size=2), max_size=4))
+
+
+@settings(max_examples=50)
+@given(GARBAGE)
+def test_any_object_is_read_or_left_out(garbage: dict[str, Any]) -> None:
+    assert "n1" in facts(garbage, peer(1))
+
+
+@pytest.mark.parametrize(
+    ("nat", "expected"),
+    [
+        (None, NatFacts()),
+        ({"udp": "Blocked"}, NatFacts(udp_blocked=True, addresses=frozenset({"203.0.113.2"}))),
+        ({"mapping": "AddressDependent"}, NatFacts(symmetric=True, addresses=frozenset({"203.0.113.2"}))),
+        ({"mapping": "AddressAndPortDependent"}, NatFacts(symmetric=True, addresses=frozenset({"203.0.113.2"}))),
+        (
+            {"filtering": "AddressAndPortDependent"},
+            NatFacts(port_restricted=True, addresses=frozenset({"203.0.113.2"})),
+        ),
+        ({"summary": "None"}, NatFacts(public=True, addresses=frozenset({"203.0.113.2"}))),
+    ],
+)
+def test_what_a_peer_says_of_its_nat(nat: dict[str, str] | None, expected: NatFacts) -> None:
+    assert facts(peer(1, "203.0.113.2:51820", nat=nat))["n1"].nat == expected
+
+
+def test_never_means_no_relay() -> None:
+    relays = {"relays": [{"name": "r:1", "endpoints": ["203.0.113.9:1"]}]}
+    with_mode = MESH | {"status": relays, "spec": {"relay": {"mode": "never"}}}
+    parsed = parse_mesh(with_mode)
+    assert not isinstance(parsed, Problem)
+    assert parsed.relays == ()
+    assert parsed.policy == Policy(Mode.NEVER, 30.0, 120.0)
+
+
+def test_a_malformed_mesh_is_a_problem_that_says_where() -> None:
+    found = parse_mesh({"metadata": {"name": "default"}, "spec": {"mtu": "big"}})
+    assert isinstance(found, Problem)
+    assert "spec.mtu" in found.message
+
+
+@given(
+    st.frozensets(st.sampled_from(KEYS)),
+    st.dictionaries(st.sampled_from(KEYS), st.integers(1, FIRST_PORT + 2)),
+)
+def test_each_key_has_a_port_of_its_own_and_keeps_it(keys: frozenset[bytes], held: dict[bytes, int]) -> None:
+    ports = allocate_ports(keys, held)
+    assert ports.keys() == keys
+    assert len(set(ports.values())) == len(keys)
+    kept = [key for key in keys if key in held and list(held.values()).count(held[key]) == 1]
+    assert all(ports[key] == held[key] for key in kept)
+    assert allocate_ports(keys, ports) == ports
+
+
+def test_ports_run_out_with_a_clear_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "LAST_PORT", FIRST_PORT + 1)
+    with pytest.raises(OverflowError, match="more than 2 peers"):
+        allocate_ports(KEYS[:3], {})
+
+
+def test_only_virtual_endpoints_hold_ports() -> None:
+    seen = {KEYS[0]: Endpoint.parse("192.0.2.1:1024"), KEYS[1]: DIRECT, KEYS[2]: None}
+    assert held_ports(seen) == {KEYS[0]: 1024}
+
+
+@pytest.mark.parametrize(
+    ("observed", "accept", "sets"),
+    [
+        (None, frozenset(), True),
+        (Endpoint.parse("192.0.2.1:1024"), frozenset(), True),
+        (OTHER, frozenset(), False),
+        (OTHER, frozenset({OTHER}), True),
+    ],
+)
+def test_an_endpoint_that_wireguard_moved_stays_until_it_is_confirmed(
+    observed: Endpoint | None, accept: frozenset[Endpoint], sets: bool
+) -> None:
+    peers, ports = facts(peer(1)), {KEYS[1]: 1024}
+    config = device_config(bytes(32), mesh(), peers.values(), ports, {"n1": Legs(None, accept)}, {KEYS[1]: observed})
+    assert config.peers[KEYS[1]].endpoint == (Endpoint.parse("192.0.2.1:1024") if sets else None)
+
+
+def test_only_a_direct_path_has_a_mapping_to_keep() -> None:
+    peers, ports = facts(peer(1)), {KEYS[1]: 1024}
+
+    def keepalive(legs: Legs) -> int:
+        return device_config(bytes(32), mesh(), peers.values(), ports, {"n1": legs}, {}).peers[KEYS[1]].keepalive
+
+    assert keepalive(Legs()) == 0
+    assert keepalive(Legs(DIRECT, frozenset({DIRECT}))) == keepalive_of(peers["n1"]) == 25
+
+
+@pytest.mark.parametrize(
+    ("legs", "proxies", "send_to", "accept"),
+    [
+        (Legs(), {}, None, frozenset()),
+        (Legs(), {KEYS[1]: PROXY}, PROXY, {PROXY}),
+        (Legs(DIRECT, frozenset({DIRECT})), {KEYS[1]: PROXY}, DIRECT, {PROXY, DIRECT}),
+        (Legs(DIRECT, frozenset({DIRECT, OTHER})), {}, DIRECT, {DIRECT, OTHER}),
+    ],
+)
+def test_both_legs_are_heard_whichever_is_sent_by(
+    legs: Legs, proxies: dict[bytes, Endpoint], send_to: Endpoint | None, accept: frozenset[Endpoint]
+) -> None:
+    table = steering_plan(mesh(), facts(peer(1)).values(), {KEYS[1]: 1024}, {"n1": legs}, proxies, 40001)
+    assert (table.listen_port, table.probe_port) == (51820, 40001)
+    assert (table.peers[1024].send_to, table.peers[1024].accept) == (send_to, accept)
+
+
+def test_a_peer_brings_its_networks() -> None:
+    (found,) = facts(peer(1) | {"spec": {"addresses": ["198.18.0.1/32"], "allowedIPs": ["10.7.0.0/16"]}}).values()
+    assert found.networks == {ip_network("198.18.0.1/32"), ip_network("10.7.0.0/16")}
