@@ -16,11 +16,16 @@ HOLD_SECONDS = 10.0  # a short pause does not make a pair idle
 
 
 class Activity:
-    """Compares each reading of the counters with the one before."""
+    """Compares each reading of the counters with the one before.
+
+    Attributes:
+        received: the keys from which something came between the last two readings, were it only a keepalive.
+    """
 
     def __init__(self) -> None:
         self._last: dict[bytes, PeerStats] = {}
         self._busy: dict[bytes, float] = {}
+        self.received: frozenset[bytes] = frozenset()
 
     def update(self, stats: Mapping[bytes, PeerStats], now: float) -> dict[bytes, bool]:
         """Return which keys carry traffic; `now` is monotonic seconds."""
@@ -28,6 +33,9 @@ class Activity:
             before = self._last.get(key)
             if before is not None and _moved(before, each):
                 self._busy[key] = now
+        self.received = frozenset(
+            key for key, each in stats.items() if key in self._last and each.rx_bytes > self._last[key].rx_bytes
+        )
         self._last = dict(stats)
         self._busy = {key: at for key, at in self._busy.items() if key in stats and now - at < HOLD_SECONDS}
         return {key: key in self._busy for key in stats}

@@ -276,7 +276,11 @@ class Member:
             names = {peer.key: peer.name for peer in self.peers.values()}
             active = self._activity.update(stats, time.monotonic())
             moved = {names[key]: endpoint for key, endpoint in roamed(stats).items() if key in names}
-            self.driver.traffic({names[key]: busy for key, busy in active.items() if key in names}, moved)
+            self.driver.traffic(
+                {names[key]: busy for key, busy in active.items() if key in names},
+                [names[key] for key in self._activity.received if key in names],
+                moved,
+            )
             if any(endpoint in self.driver.legs[name].accept for name, endpoint in moved.items()):
                 self._mark_all()  # the new address is confirmed and in the table: the constant endpoint can stand again
 

@@ -136,9 +136,11 @@ class PathDriver:
                 self.paths.installed(name, leg.accept, now)
         self.run()
 
-    def traffic(self, active: Mapping[str, bool], roamed: Mapping[str, Endpoint]) -> None:
-        """Take from WireGuard's counters who carries traffic, and who was heard from another address."""
+    def traffic(self, active: Mapping[str, bool], received: Iterable[str], roamed: Mapping[str, Endpoint]) -> None:
+        """Take from WireGuard's counters who carries traffic, who was heard, and who from another address."""
         now = time.monotonic()
+        for name in received:
+            self.paths.received(name, now)
         for name, busy in active.items():
             self.paths.traffic(name, busy, now)
         for name, endpoint in roamed.items():

@@ -26,6 +26,9 @@ The legs of the two sides are chosen alone: A may send directly while B still se
 While a direct leg carries traffic it is pinged each second, idle each 25 s. A ping without an answer in max(3 RTT,
 200 ms) puts it in doubt: it is pinged every 200 ms, and three more silences in a row move the traffic away.
 
+They move it only where it can go: a peer whose agent is being restarted has no relay session either, while its WireGuard
+goes on. So without one the leg stays, as long as WireGuard receives something from the peer within 35 s.
+
 `always` sends no probe and answers none. `never` has no relay: what cannot be sent directly is held back.
 """
 
@@ -61,6 +64,7 @@ FIRST_BACKOFF = 5.0
 PING_ACTIVE, PING_IDLE, PING_FAST = 1.0, 25.0, 0.2
 ANSWER_FACTOR, ANSWER_LEAST = 3.0, 0.2  # an answer is due after max(3 RTT, 200 ms)
 SILENCES = 4  # the one that raised the doubt, and three in a row after it: at most 1.8 s after a path died
+PATIENCE = 35.0  # without a relay to move to, a leg on which WireGuard's keepalives (25 s) still come is kept
 PING_LIFE = 5.0  # a pong that comes later proves nothing about now
 CALL_SECONDS = 2.0  # at most one call-me-maybe in this time is acted on, and one is sent
 
@@ -181,7 +185,7 @@ class Paths:
         if mapped:
             address.peer_mapped = now
         if source == path.direct:
-            path.fast, path.unanswered, path.keep = False, 0, None
+            path.fast, path.unanswered, path.keep, path.next_retry = False, 0, None, None
             path.next_keep = now + (PING_ACTIVE if path.active else PING_IDLE)
         self._settle(path, now)
 
@@ -205,6 +209,12 @@ class Paths:
         if active and path.direct is not None:
             path.next_keep = min(path.next_keep, now)
 
+    def received(self, name: str, now: float) -> None:
+        """Take WireGuard's word that valid packets of the peer came since the last time."""
+        path = self._paths.get(name)
+        if path is not None:
+            path.received = now
+
     def roamed(self, name: str, endpoint: Endpoint, now: float) -> None:
         """Take WireGuard's word that a valid packet came from another address: the peer's NAT has a new mapping."""
         path = self._paths.get(name)
@@ -226,6 +236,9 @@ class Paths:
         came, path.present = present and not path.present, present
         if came and path.direct is None:
             self._begin(path, now)
+        elif came and path.unanswered:
+            # Its agent has just come back: it gets a fresh chance to answer before its packets go another way.
+            path.unanswered, path.keep, path.next_keep = 0, None, now
         self._settle(path, now)
 
     def signal(self, name: str, signal: Signal, now: float) -> None:
@@ -316,14 +329,23 @@ class Paths:
 
     def _watch_direct(self, path: Path, now: float) -> None:
         if path.keep is not None and self._silence(path) <= now:
-            path.unanswered += 1
-            path.fast, path.keep, path.next_keep = True, None, now
-            if path.unanswered >= SILENCES:
+            path.unanswered, path.keep = path.unanswered + 1, None
+            path.fast, path.next_keep = True, now
+            if path.unanswered >= SILENCES and not self._persist(path, now):
                 self._lose(path, now)
                 return
         if path.keep is None and path.direct is not None and path.next_keep <= now:
             self._ping(path, path.direct, now, urgent=True)
             path.keep = Sent(path.direct, now)
+
+    def _persist(self, path: Path, now: float) -> bool:
+        """Stay on a leg that does not answer when there is no better one; look for another meanwhile."""
+        if path.present or now - path.alive > PATIENCE:
+            return False
+        path.fast, path.next_keep = False, now + PING_ACTIVE
+        if path.attempt is None and path.next_retry is None:
+            self._start_attempt(path, now)
+        return True
 
     def _lose(self, path: Path, now: float) -> None:
         if path.direct is not None:
@@ -368,7 +390,7 @@ class Paths:
                     self._ping(path, endpoint, now)
         if now >= attempt.ends:
             path.attempt = None
-            if path.direct is None:
+            if path.direct is None or path.unanswered >= SILENCES:
                 path.backoff = min(max(path.backoff * 2, FIRST_BACKOFF), self._policy.retry_cap)
                 path.next_retry = self._retry_at(path, now)
 
@@ -411,7 +433,13 @@ class Paths:
         if best is None or best[0] == path.direct:
             return
         current = path.addresses.get(path.direct) if path.direct else None
-        if path.direct is None or current is None or better((best[0], best[1].rtt), (path.direct, current.rtt)):
+        silent = path.unanswered >= SILENCES
+        if (
+            path.direct is None
+            or current is None
+            or silent
+            or better((best[0], best[1].rtt), (path.direct, current.rtt))
+        ):
             self._leave(path)
             path.direct, path.lost, path.next_retry, path.backoff = best[0], False, None, 0.0
             path.next_keep = now + PING_ACTIVE
@@ -427,6 +455,11 @@ class Paths:
             path.state, path.since = state, now
 
     def _verdict(self, path: Path, now: float) -> tuple[State, Reason]:
+        if path.direct is not None and path.unanswered >= SILENCES:
+            return State.DIRECT, (
+                "ProbesUnanswered",
+                f"sends directly to {path.direct}; the peer's agent does not answer",
+            )
         if path.direct is not None:
             return State.DIRECT, ("ProbeAnswered", f"sends directly to {path.direct}")
         if self._policy.mode is Mode.NEVER:

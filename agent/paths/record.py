@@ -61,6 +61,7 @@ class Path:
         deadline: when Connecting ends.
         present: the relay has the peer.
         unanswered: pings on the direct leg in a row without an answer.
+        received: when WireGuard last received something valid of the peer.
         fast: the direct leg is in doubt and asked every 200 ms.
     """
 
@@ -85,6 +86,7 @@ class Path:
     called: float = NEVER
     present: bool = False
     active: bool = False
+    received: float = NEVER
     fast: bool = False
     unanswered: int = 0
     keep: Sent | None = None
@@ -95,6 +97,12 @@ class Path:
     def accept(self) -> frozenset[Endpoint]:
         """Return the addresses whose packets shall be taken for this peer's."""
         return frozenset(endpoint for endpoint, address in self.addresses.items() if address.accept)
+
+    @property
+    def alive(self) -> float:
+        """Return when there was the last sign of life on the direct leg, or by WireGuard on any."""
+        address = self.addresses.get(self.direct) if self.direct is not None else None
+        return max(self.received, address.ponged if address is not None else NEVER)
 
     def address(self, endpoint: Endpoint) -> Address | None:
         """Return the record of an address, a new one if there is room."""

@@ -281,3 +281,36 @@ def test_no_more_than_fifty_probes_a_second() -> None:
         paths.handle_timer(tick / 10)
         sent += sum(isinstance(e, SendPing) for e in paths.effects())
     assert sent <= 100 + 50 * 10
+
+
+def test_a_leg_stays_while_the_peers_agent_restarts_and_its_wireguard_goes_on() -> None:
+    world = World(easy("203.0.113.1"), easy("203.0.113.2"))
+    world.run(3.0)
+    a = world.hosts[0]
+    direct = a.direct
+    assert direct is not None
+    a.paths.traffic("b", True, world.now)
+    a.paths.presence("b", False, world.now)  # the session of a killed agent ends at once
+    world.cut = True  # and nobody answers probes
+    for second in range(4, 60):
+        world.run(float(second))
+        a.paths.received("b", world.now)
+        world.act(a)
+    assert (a.direct, a.paths.view("b").state) == (direct, State.DIRECT)
+    assert a.paths.view("b").reason == "ProbesUnanswered"
+    # The new agent is at the relay a moment before it answers probes.
+    a.paths.presence("b", True, world.now)
+    world.run(world.now + 0.1)
+    assert a.direct == direct
+    world.cut = False
+    world.run(world.now + 3.0)
+    assert (a.direct, a.paths.view("b").reason) == (direct, "ProbeAnswered")
+
+
+def test_a_leg_without_any_sign_of_life_is_given_up_after_a_while() -> None:
+    world = World(easy("203.0.113.1"), easy("203.0.113.2"), Mode.NEVER, relay=False)
+    world.run(30.0)
+    assert world.state() == (State.DIRECT, State.DIRECT)
+    world.cut = True
+    world.run(100.0)
+    assert world.state() == (State.UNREACHABLE, State.UNREACHABLE)
