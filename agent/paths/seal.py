@@ -14,15 +14,17 @@ A message:
     1       1      flags: 1 = please answer in kind
     2       1      number of endpoints, at most 8; each follows as 16 bytes of IPv6 (IPv4 mapped) and a 2-byte port
 
-A receiver takes a counter only once, and of one session only rising ones. A new session id is taken when it was never
-seen from that sender; the last few are remembered, so that a recorded start cannot be played again.
+A sender counts through all its messages, whoever they are for, and never starts over: no nonce serves a key twice.
+
+A receiver takes of each session only rising counters, and remembers the last few sessions of each sender, so that nothing
+that it heard is taken again. A session that follows does not end the one before: whoever plays a recording to a receiver
+that was restarted is heard once, which costs one attempt, and locks nobody out.
 """
 
 from __future__ import annotations
 
 import hmac
 import struct
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -69,18 +71,17 @@ class Sealer:
 
     def __init__(self, keys: PairKeys, session: bytes) -> None:
         self._keys, self._session = keys, session
-        self._sent: dict[bytes, int] = {}
-        self._heard: dict[bytes, tuple[bytes, int]] = {}
-        self._old: dict[bytes, deque[bytes]] = {}
+        self._sent = 0
+        self._heard: dict[bytes, dict[bytes, int]] = {}  # sender, session, last counter; the session heard last is last
 
     def seal(self, peer: bytes, signal: Signal) -> bytes | None:
         """Return the sealed message; None when no key can be derived with the peer."""
         key = self._keys.derive(peer, SIGNAL_LABEL)
         if key is None:
             return None
-        counter = self._sent[peer] = self._sent.get(peer, 0) + 1
-        head = _HEAD.pack(1, self._session, counter)
-        return head + _cipher(key, self._keys.public, self._session).encrypt(_nonce(counter), _encode(signal), head)
+        self._sent += 1
+        head = _HEAD.pack(1, self._session, self._sent)
+        return head + _cipher(key, self._keys.public, self._session).encrypt(_nonce(self._sent), _encode(signal), head)
 
     def open(self, peer: bytes, data: bytes) -> Signal | None:
         """Return the message; None when it is not authentic, was heard before, or has a form that we do not know."""
@@ -96,21 +97,17 @@ class Sealer:
         return _decode(body) if self._is_new(peer, session, counter) else None
 
     def forget(self, peer: bytes) -> None:
-        """Drop what is kept for a peer that left, except its sessions: they must not be played again."""
-        self._sent.pop(peer, None)
+        """Drop the keys of a peer that left. What was heard from it is kept: it must not be played again."""
         self._keys.forget(peer)
 
     def _is_new(self, peer: bytes, session: bytes, counter: int) -> bool:
-        current, last = self._heard.get(peer, (b"", 0))
-        if session == current:
-            if counter <= last:
-                return False
-        else:
-            old = self._old.setdefault(peer, deque(maxlen=REMEMBERED_SESSIONS))
-            if session in old:
-                return False
-            old.append(session)
-        self._heard[peer] = (session, counter)
+        sessions = self._heard.setdefault(peer, {})
+        if counter <= sessions.get(session, 0):
+            return False
+        sessions.pop(session, None)
+        sessions[session] = counter
+        if len(sessions) > REMEMBERED_SESSIONS:
+            del sessions[next(iter(sessions))]
         return True
 
 
