@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +15,6 @@ from .netns import inside
 from .state import LabError
 from .topology import STUN_ADDRESSES, STUN_PORT
 
-SIGTERM = signal.SIGTERM
 POLL_SECONDS = 0.02
 STUN_SECONDS = 10.0
 
