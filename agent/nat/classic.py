@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A second opinion by pystun3, which speaks the older RFC 3489: the oracle beside our own STUN client.
 
-pystun3 blocks, takes any datagram for an answer and fails on ordinary ones, so it gets an adapter for a socket: only
-datagrams of the asked server that carry the pending transaction id reach it.
+pystun3 blocks, takes any datagram for an answer, asks for ever where it gets an error, and stumbles over padding. So it
+gets an adapter for a socket: only success responses of the asked server that carry the pending transaction id reach it,
+and of those only the attributes that RFC 3489 calls addresses.
 """
 
 from __future__ import annotations
 
 import socket
+import struct
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +20,10 @@ import stun as pystun3
 
 from ...wire.endpoint import Endpoint
 
-ASK_SECONDS = 10.0
+ANSWER_SECONDS = 2.0  # pystun3 asks four times
+ASK_SECONDS = 5 * ANSWER_SECONDS
+_SUCCESS = b"\x01\x01"
+_ADDRESSES = (0x0001, 0x0004, 0x0005)  # MAPPED, SOURCE, CHANGED: each 4 bytes of header and 8 of value
 _INITIALISED: list[bool] = []
 
 
@@ -32,10 +38,24 @@ class _Filtered:
         return self._plain.sendto(data, address)
 
     def recvfrom(self, size: int) -> tuple[bytes, Any]:
-        while True:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            self._plain.settimeout(left)
             data, address = self._plain.recvfrom(size)
-            if address[:2] == self._asked and data[4:20] == self._txid:
-                return data, address
+            whole = len(data) >= 20 and len(data) == 20 + int.from_bytes(data[2:4], "big")
+            if whole and address[:2] == self._asked and data[:2] == _SUCCESS and data[4:20] == self._txid:
+                return _addresses_only(data), address
+        raise TimeoutError
+
+
+def _addresses_only(data: bytes) -> bytes:
+    body, position = b"", 20
+    while position + 4 <= len(data):
+        kind, length = struct.unpack_from("!HH", data, position)
+        if kind in _ADDRESSES and length == 8 and position + 12 <= len(data):
+            body += data[position : position + 12]
+        position += 4 + length + -length % 4
+    return data[:2] + struct.pack("!H", len(body)) + data[4:20] + body
 
 
 async def mapped_addresses(servers: Sequence[Endpoint]) -> dict[Endpoint, Endpoint | None]:
@@ -47,7 +67,6 @@ async def mapped_addresses(servers: Sequence[Endpoint]) -> dict[Endpoint, Endpoi
             _INITIALISED.append(True)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
             plain.bind(("0.0.0.0", 0))  # noqa: S104 - the wire decides which address a server sees
-            plain.settimeout(2)
             return {server: _ask(_Filtered(plain), server) for server in servers}
 
     with anyio.fail_after(ASK_SECONDS * max(1, len(servers))):

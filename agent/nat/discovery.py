@@ -11,9 +11,11 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
+from ...api.constants import FWMARK
 from ...telemetry import Telemetry, names
 from ...telemetry.logs import get_logger
 from ...wire.endpoint import Endpoint, IPAddress
+from ...wire.stun import Message
 from .report import Behaviour, NatReport, Round, Udp, classify, classify_filtering, needs_second_round
 from .socket import ProbeSocket
 
@@ -27,44 +29,53 @@ Servers = Callable[[], Awaitable[Sequence[Endpoint]]]
 
 
 async def one_round(probes: ProbeSocket, servers: Sequence[Endpoint]) -> Round:
-    """Ask all servers at once, then the second port of the last one that answered."""
+    """Ask all servers at once, then the second port of the last one that said what it saw."""
     answers = await asyncio.gather(*(probes.ask(server) for server in servers))
-    seen = {server: answer[0].mapped if answer else None for server, answer in zip(servers, answers, strict=True)}
+    messages = {server: answer[0] for server, answer in zip(servers, answers, strict=True) if answer}
+    telling = {server: message for server, message in messages.items() if message.mapped is not None}
     second = None
-    if len({mapped for mapped in seen.values() if mapped}) > 1:
-        second = await _second_port(probes, servers, answers)
-    return Round(seen, second)
+    if len({message.mapped for message in telling.values()}) > 1:
+        second = await _second_port(probes, *list(telling.items())[-1])
+    seen = {server: messages[server].mapped if server in messages else None for server in servers}
+    return Round(seen, second, errors=len(telling) < len(messages))
 
 
-async def _second_port(probes: ProbeSocket, servers: Sequence[Endpoint], answers: Sequence[object]) -> Endpoint | None:
-    server = next(s for s, answer in zip(reversed(servers), reversed(answers), strict=True) if answer)
-    first = await probes.ask(server)
-    if first is None or first[0].other is None or first[0].other.port == server.port:
+async def _second_port(probes: ProbeSocket, server: Endpoint, first: Message) -> Endpoint | None:
+    if first.other is None or first.other.port == server.port:
         return None
-    answer = await probes.ask(Endpoint(server.ip, first[0].other.port))
+    answer = await probes.ask(Endpoint(server.ip, first.other.port))
     return answer[0].mapped if answer else None
 
 
-async def measure_filtering(servers: Sequence[Endpoint], rng: random.Random) -> Behaviour:
-    """Measure who may answer, from a socket that has spoken to one server only."""
-    fresh = ProbeSocket(lambda _data, _source: None, rng)
-    try:
-        for server in servers:
-            answer = await fresh.ask(server)
-            if answer is None:
-                continue
-            other = answer[0].other
-            if other is None or other.ip == server.ip:
-                return Behaviour.UNKNOWN  # the server has one address, and cannot show it
-            from_address, from_port = await asyncio.gather(
-                fresh.ask(server, change_ip=True, change_port=True), fresh.ask(server, change_port=True)
-            )
-            return classify_filtering(
-                from_address is not None and from_address[1].ip != server.ip, from_port is not None
-            )
-        return Behaviour.UNKNOWN
-    finally:
-        fresh.close()
+async def measure_filtering(servers: Sequence[Endpoint], rng: random.Random, mark: int | None = FWMARK) -> Behaviour:
+    """Measure who may answer, with the first server that can show it.
+
+    Args:
+        servers: to be asked in this order.
+        rng: for transaction ids.
+        mark: fwmark of the sockets.
+    """
+    for server in servers:
+        fresh = ProbeSocket(lambda _data, _source: None, rng, mark)  # it has spoken to nobody, or it would see too much
+        try:
+            found = await _filtering(fresh, server)
+        finally:
+            fresh.close()
+        if found is not Behaviour.UNKNOWN:
+            return found
+    return Behaviour.UNKNOWN
+
+
+async def _filtering(fresh: ProbeSocket, server: Endpoint) -> Behaviour:
+    answer = await fresh.ask(server)
+    if answer is None or answer[0].other is None or answer[0].other.ip == server.ip:
+        return Behaviour.UNKNOWN  # silent, or it has one address and cannot show anything
+    from_address, from_port = await asyncio.gather(
+        fresh.ask(server, change_ip=True, change_port=True), fresh.ask(server, change_port=True)
+    )
+    if any(changed is not None and changed[1] == server for changed in (from_address, from_port)):
+        return Behaviour.UNKNOWN  # it does not do what it is asked for
+    return classify_filtering(from_address is not None, from_port is not None)
 
 
 class NatWatcher:
@@ -107,7 +118,7 @@ class NatWatcher:
     async def discover(self, servers: Sequence[Endpoint]) -> NatReport:
         """Run one full discovery. The mapping is reported as soon as it is known, the filtering when it is."""
         with self._tracer.start_as_current_span("stun discovery") as span:
-            filtering = asyncio.ensure_future(measure_filtering(servers, self._rng))
+            filtering = asyncio.ensure_future(measure_filtering(servers, self._rng, self._probes.mark))
             try:
                 rounds = [await one_round(self._probes, servers)]
                 if servers and needs_second_round(rounds[0]):

@@ -51,10 +51,12 @@ class Round:
     Attributes:
         seen: our address as each server saw it, None where no answer came; in the order of the servers.
         second_port: what the last answering server saw on its second port; None where it has none or did not answer.
+        errors: some server answered, but could not say what it saw.
     """
 
     seen: MappingType[Endpoint, Endpoint | None]
     second_port: Endpoint | None = None
+    errors: bool = False
 
     @property
     def answers(self) -> list[Endpoint]:
@@ -117,7 +119,7 @@ def classify(rounds: Sequence[Round], own: frozenset[IPAddress], filtering: Beha
     if not last.seen:
         return NatReport(filtering=filtering)
     if not any(each.answers for each in rounds):
-        return NatReport(udp=Udp.BLOCKED)
+        return NatReport(udp=Udp.OPEN if any(each.errors for each in rounds) else Udp.BLOCKED)
     answers = last.answers or rounds[0].answers
     ranked = sorted(set(answers), key=lambda mapped: (-answers.count(mapped), answers.index(mapped)))
     return NatReport(

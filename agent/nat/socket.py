@@ -42,7 +42,7 @@ class ProbeSocket:
     def __init__(
         self, on_probe: Callable[[bytes, Endpoint], None], rng: random.Random, mark: int | None = FWMARK
     ) -> None:
-        self._on_probe, self._rng = on_probe, rng
+        self._on_probe, self._rng, self.mark = on_probe, rng, mark
         self._pending: dict[bytes, _Pending] = {}
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         if mark is not None:
