@@ -159,7 +159,8 @@ class RelayServer:
         except wire.ProtocolError as error:
             self._close(conn, str(error))
             return
-        conn.rest = bytes(self._buffer[used:have])
+        with memoryview(self._buffer) as view:
+            conn.rest = bytes(view[used:have])
         if conn.more and not conn.closed:
             self._more.add(conn)
 

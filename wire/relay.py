@@ -78,6 +78,7 @@ CLOSE: Final = 13
 ERROR: Final = 14
 
 _SEGMENT = struct.Struct("!H")
+_DATA_HEADER = struct.Struct(f"!IB{KEY}sH")
 _SIZES: Final[dict[int, tuple[int, int]]] = {
     HELLO: (1 + KEY + NONCE, 1 + KEY + NONCE),
     CHALLENGE: (KEY + NONCE, KEY + NONCE),
@@ -168,9 +169,7 @@ def data_frame(key: bytes, segment: int, train: bytes | memoryview) -> bytes:
 
 def put_data_header(buffer: bytearray, offset: int, key: bytes, segment: int, size: int) -> None:
     """Write the 39 bytes before a train of `size` bytes that stands at offset + 39."""
-    HEADER.pack_into(buffer, offset, 1 + KEY + 2 + size, DATA)
-    buffer[offset + 5 : offset + 5 + KEY] = key
-    _SEGMENT.pack_into(buffer, offset + 5 + KEY, segment)
+    _DATA_HEADER.pack_into(buffer, offset, 1 + KEY + 2 + size, DATA, key, segment)
 
 
 def text_frame(kind: int, text: str) -> bytes:
@@ -237,9 +236,10 @@ class Reader:
                 start, position = position + HEADER.size, end
                 yield kind, self._view[start:end]
         finally:
-            rest = self._have - position
-            self._buffer[:rest] = self._buffer[position : self._have]
-            self._have = rest
+            if position:
+                rest = self._have - position
+                self._view[:rest] = self._view[position : self._have]
+                self._have = rest
 
 
 def public_key(private: bytes) -> bytes:

@@ -20,7 +20,7 @@ SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 BUFFER: Final = 4 << 20
 MAX_SEGMENTS: Final = 64
-MAX_BYTES: Final = 65000
+MAX_BYTES: Final = 65507  # what one UDP datagram may carry over IPv4; 45 full packets of WireGuard are 65340
 DATAGRAMS_A_TURN: Final = 64
 
 _U16 = struct.Struct("=H")
@@ -29,7 +29,7 @@ _SLOT: Final = wire.DATA_HEADER + wire.MAX_TRAIN
 
 
 def pieces(size: int, segment: int) -> Iterator[tuple[int, int]]:
-    """Cut a train of `size` bytes into spans that one send may carry: 64 segments and 65000 bytes at most."""
+    """Cut a train of `size` bytes into spans that one send may carry: 64 segments and 65507 bytes at most."""
     step = segment * max(1, min(MAX_SEGMENTS, MAX_BYTES // segment))
     for start in range(0, size, step):
         yield start, min(size, start + step)
@@ -99,14 +99,15 @@ class Proxy:
 
     def deliver(self, segment: int, train: memoryview) -> None:
         """Give a train to WireGuard; what its socket does not take is dropped and counted."""
+        size = len(train)
         self._stats.trains_in += 1
-        self._stats.bytes_in += len(train)
-        if not 0 < segment < len(train):
+        self._stats.bytes_in += size
+        if not 0 < segment < size:
             self._send(train, [])
             return
-        for start, end in pieces(len(train), segment):
-            size = [(socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(segment))] if end - start > segment else []
-            if not self._send(train[start:end], size):
+        for start, end in pieces(size, segment):
+            cut = [(socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(segment))] if end - start > segment else []
+            if not self._send(train[start:end], cut):
                 for packet in range(start, end, segment):
                     self._send(train[packet : min(end, packet + segment)], [])
 

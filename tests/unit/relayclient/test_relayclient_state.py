@@ -63,14 +63,13 @@ def test_whatever_happens_an_initiation_leaves_once_and_only_through_an_open_gat
     assert len(set(out)) == len(out)
 
 
-def test_backoff_doubles_to_its_cap_and_starts_anew() -> None:
+def test_backoff_looks_each_second_at_first_then_doubles_to_its_cap_and_starts_anew() -> None:
     backoff = Backoff(random.Random(1))
-    delays = [backoff.delay() for _ in range(10)]
-    for number, delay in enumerate(delays):
-        cap = min(10.0, 0.2 * 2**number)
-        assert cap / 2 <= delay <= cap
+    caps = [0.2, 0.4, 0.8] + [1.0] * 27 + [2.0, 4.0, 8.0, 10.0, 10.0]
+    for cap in caps:
+        assert cap / 2 <= backoff.delay() <= cap
     backoff.reset()
-    assert backoff.delay() <= 0.2
+    assert [0.1 <= backoff.delay() <= 0.2, 0.2 <= backoff.delay() <= 0.4] == [True, True]
 
 
 def test_a_busy_session_is_dead_after_three_seconds_and_an_idle_one_after_ten() -> None:
