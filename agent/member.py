@@ -50,6 +50,7 @@ VERIFY_HOST_SECONDS = 30.0  # a change is notified; this is for what nobody noti
 RETRY_SECONDS = 2.0
 NAMES_SECONDS = 300.0
 RETRY_NAMES_SECONDS = 5.0
+LETTING_GO_SECONDS = 2.0  # the session outlives a switch to `never` by so much
 
 
 class Member:
@@ -376,6 +377,8 @@ class Member:
             self._resolve_again.clear()
             mesh, own = self.mesh, self.own
             if mesh is not None and own is not None:
+                if not mesh.relays and self.relay_view.name:
+                    await asyncio.sleep(LETTING_GO_SECONDS)  # each side goes direct alone: the other may be later
                 self.relay.configure([await self._relay_server(relay) for relay in mesh.relays])
                 self._manual = await self._resolver.resolve(own.endpoint) if own.endpoint else ()
                 self._publish_local()

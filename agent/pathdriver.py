@@ -124,8 +124,8 @@ class PathDriver:
 
     def configured(self, keys: Iterable[bytes]) -> None:
         """Take which keys our WireGuard knows; each new peer hears of it, so that its handshake need not wait."""
-        new, self._configured = frozenset(keys) - self._configured, frozenset(keys)
-        for key in new & self._present:
+        before, self._configured = self._configured, frozenset(keys)
+        for key in (self._configured - before) & self._present:
             self._say_known(key)
 
     def installed(self, legs: Mapping[str, Legs]) -> None:
@@ -193,6 +193,7 @@ class PathDriver:
         name = self._names.get(key)
         signal = self._sealer.open(key, payload) if name is not None else None
         if name is None or signal is None:
+            log.debug("a signal was refused", known_sender=name is not None)
             return
         self._traces.event(name, "signal received", kind=type(signal).__name__)
         if isinstance(signal, Known):
@@ -250,7 +251,8 @@ class PathDriver:
             return  # it would not be true; `configured` says it as soon as it is
         sealed = self._sealer.seal(key, signal)
         if sealed is not None:
-            self._relay.signal(key, sealed)
+            sent = self._relay.signal(key, sealed)
+            log.debug("signal", peer=self._names.get(key), kind=type(signal).__name__, sent=sent)
 
     def _say_known(self, key: bytes) -> None:
         self._send_signal(key, Known(answer=True))

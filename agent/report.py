@@ -163,7 +163,7 @@ Verdict = tuple[str, str, str]
 
 def _data_plane(view: NodeView) -> Verdict:
     if view.problem is not None:
-        return ("False", *view.problem)
+        return ("Unknown" if view.problem[0] == "Starting" else "False", *view.problem)
     if view.refused:
         return "True", "PartlyRefused", "; ".join(view.refused)[:1024]
     port = view.mesh.listen_port if view.mesh else 0

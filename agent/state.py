@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import read_json, write_json
+from .files import read_json, write_private
 
 FILE = "state.json"
 EVERY_SECONDS = 30.0
@@ -46,7 +47,7 @@ class StateFile:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
-        self._written: tuple[float, dict[str, Any]] | None = None
+        self._written: tuple[float, str] | None = None
 
     def load(self) -> CachedState:
         """Return what was saved; an empty state when there is nothing usable."""
@@ -77,12 +78,13 @@ class StateFile:
             "relayKeys": state.relay_keys,
             "apiserver": state.apiserver,
         }
-        if self._written is not None:
-            at, last = self._written
-            if content == last or (now - at < EVERY_SECONDS and not force):
-                return False
-        write_json(self._path, content)
-        self._written = (now, content)
+        if self._written is not None and now - self._written[0] < EVERY_SECONDS and not force:
+            return False
+        text = json.dumps(content)  # as text: the caller may change what it gave us
+        if self._written is not None and text == self._written[1]:
+            return False
+        write_private(self._path, text.encode())
+        self._written = (now, text)
         return True
 
     def remove(self) -> None:

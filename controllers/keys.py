@@ -162,7 +162,8 @@ def judge_ready(key: Verdict, present: list[dict[str, str]]) -> Verdict:
     found = find_condition(present, DATA_PLANE_READY)
     if found is None:
         return Verdict(READY, "Unknown", "AgentNotReporting", "the node's agent has not reported its data plane yet")
-    return Verdict(READY, "False", found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
+    status: Literal["False", "Unknown"] = "Unknown" if found.get("status") == "Unknown" else "False"
+    return Verdict(READY, status, found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
 
 
 def accepted(peer: Object) -> str | None:
