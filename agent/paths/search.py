@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The search for a direct path to one peer: attempts, and when to try again. Pure.
+
+    event ──> attempt ─── 5 s, pings at 0, 0.1, 0.3, 0.8, 1.8 s ──> direct
+                 ^                        │
+                 └── 5, 10, 20 ... cap ───┘ nothing answered
+
+An event (new candidates, the network changed, the peer came to the relay) starts over at once with the shortest pause.
+NATs open from inside, so both sides must send at the same time: over the relay the peer is called; without one both
+come to the same instants by the clock.
+"""
+
+from __future__ import annotations
+
+from ...wire.endpoint import Endpoint
+from . import keep
+from .model import Mode, SendSignal
+from .node import Node
+from .record import Attempt, Path
+from .seal import CallMeMaybe
+
+ATTEMPT_SECONDS = 5.0
+ROUNDS = (0.0, 0.1, 0.3, 0.8, 1.8)  # seconds from the start of an attempt: five pings to a candidate
+FIRST_BACKOFF = 5.0
+
+
+def begin(node: Node, path: Path, now: float) -> None:
+    """Start over: something changed that may make a direct path possible."""
+    path.backoff = 0.0
+    start(node, path, now)
+
+
+def start(node: Node, path: Path, now: float) -> None:
+    """Start an attempt and call the peer, unless no path can exist."""
+    path.next_retry, path.attempt = None, None
+    if node.probes and node.why_not(path) is None:
+        _call(node, path)
+        _launch(node, path, now, ())
+
+
+def called(node: Node, path: Path, endpoints: tuple[Endpoint, ...], now: float) -> None:
+    """Start an attempt because the peer says that it sends now; `endpoints` are its own."""
+    if node.probes and (endpoints or node.why_not(path) is None):
+        path.next_retry = None
+        _launch(node, path, now, endpoints)
+
+
+def due(path: Path) -> float | None:
+    """Return when the search needs the clock next."""
+    attempt = path.attempt
+    if attempt is None:
+        return path.next_retry
+    return attempt.began + ROUNDS[attempt.round] if attempt.round < len(ROUNDS) else attempt.ends
+
+
+def advance(node: Node, path: Path, now: float) -> None:
+    """Do what is due: a round of pings, the end of an attempt, the next attempt."""
+    retry_due = keep.silent(path) if path.next_retry is None else path.next_retry <= now
+    if path.attempt is not None:
+        _advance(node, path, path.attempt, now)
+    elif retry_due:
+        start(node, path, now)
+
+
+def _launch(node: Node, path: Path, now: float, extra: tuple[Endpoint, ...]) -> None:
+    path.attempt = Attempt(now, now + ATTEMPT_SECONDS, extra=extra)
+    path.attempts += 1
+    _advance(node, path, path.attempt, now)
+
+
+def _call(node: Node, path: Path) -> None:
+    if node.relay_up and path.present and node.policy.mode is Mode.AUTO:
+        node.effects.append(SendSignal(path.name, CallMeMaybe(node.own, answer=True)))
+
+
+def _advance(node: Node, path: Path, attempt: Attempt, now: float) -> None:
+    while attempt.round < len(ROUNDS) and attempt.began + ROUNDS[attempt.round] <= now:
+        attempt.round += 1
+        proven = {endpoint for endpoint, _ in path.proven(now)}
+        for endpoint in dict.fromkeys((*path.candidates, *attempt.extra, *sorted(path.accept, key=str))):
+            if endpoint not in proven:
+                node.ping(path, endpoint, now)
+    if now >= attempt.ends:
+        path.attempt = None
+        if path.direct is None or keep.silent(path):
+            path.backoff = min(max(path.backoff * 2, FIRST_BACKOFF), node.policy.retry_cap)
+            path.next_retry = _retry_at(node, path, now)
+
+
+def _retry_at(node: Node, path: Path, now: float) -> float:
+    """With a relay the peer is called at any time; without one both sides must come to the same instant alone.
+
+    Back-offs are 5 s times powers of two, so the instants of a longer one are among those of a shorter one.
+    """
+    if node.relay_up and path.present:
+        return now + path.backoff
+    return now + path.backoff - (now + node.epoch) % path.backoff
