@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_network
 
 from ...wire.endpoint import Endpoint
@@ -90,6 +91,49 @@ def decode_get(answer: bytes) -> Device:
                 None if key.endswith("_key") else error
             )
     return state.device()
+
+
+def decode_stats(answer: bytes) -> dict[bytes, PeerStats]:
+    """Read only the counters from the answer to `GET`: for once a second, and 1000 peers.
+
+    Raises:
+        UapiError: it carries an error number, or is malformed.
+    """
+    peers: dict[bytes, dict[str, str]] = {}
+    peer: dict[str, str] | None = None
+    for name, value in _pairs(answer):
+        try:
+            if name == "public_key":
+                peer = peers.setdefault(_key(value), {})
+            elif peer is not None and name in _COUNTED:
+                peer[name] = value
+        except ValueError:
+            raise UapiError(errno.EBADMSG, "a malformed public key") from None
+    try:
+        return {key: _stats(lines) for key, lines in peers.items()}
+    except ValueError as error:
+        raise UapiError(errno.EBADMSG, "a malformed counter") from error
+
+
+def _stats(lines: dict[str, str]) -> PeerStats:
+    get = lines.get
+    endpoint = get("endpoint")
+    handshake = _integer(get("last_handshake_time_sec", "0")) + _integer(get("last_handshake_time_nsec", "0")) / 1e9
+    return PeerStats(
+        _endpoint(endpoint) if endpoint else None,
+        handshake,
+        _integer(get("rx_bytes", "0")),
+        _integer(get("tx_bytes", "0")),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _endpoint(text: str) -> Endpoint:
+    """An endpoint is the same each second for weeks."""
+    return Endpoint.parse(text)
+
+
+_COUNTED = frozenset(("endpoint", "last_handshake_time_sec", "last_handshake_time_nsec", "rx_bytes", "tx_bytes"))
 
 
 def _pairs(answer: bytes) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ import anyio
 from .backend import BackendError, ForeignInterface, delete_link, find_link, set_link
 from .device import Device, DeviceChange, PeerStats
 from .rtnl import AsyncIPRoute
-from .uapi import GET, UapiError, check, decode_get, encode_set
+from .uapi import GET, UapiError, check, decode_get, decode_stats, encode_set
 
 ENV_BINARY: Final = "WIREKUBE_WIREGUARD_GO"
 SOCKET_DIR: Final = Path("/var/run/wireguard")
@@ -73,8 +73,11 @@ class UserspaceBackend:
             raise BackendError(f"{name}: {error}") from error
 
     async def stats(self, name: str) -> Mapping[bytes, PeerStats]:
-        """See Backend.stats; the protocol has no request for counters alone, so everything is read."""
-        return (await self.read(name)).stats
+        """See Backend.stats; the protocol has no request for counters alone, so all is sent and little is read."""
+        try:
+            return decode_stats(await self._transact(name, GET))
+        except UapiError as error:
+            raise BackendError(f"{name}: {error}") from error
 
     async def apply(self, name: str, change: DeviceChange) -> None:
         """See Backend.apply."""
