@@ -35,7 +35,8 @@ PAIRS: Final = (1, 4, 16)
 PACED: Final = 0.7  # of what the same round reached unpaced: "below its limit"
 MESSAGES: Final = 1000
 START_DEADLINE: Final = 20.0
-NAME: Final = 40
+NAME: Final = 42
+BELOW: Final = f", at {PACED:.0%} of that"
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,14 @@ class Results:
         """Return a row's median, Gbit/s."""
         return statistics.median(rate.gbit for rate in self.rates[name, pairs])
 
+    def batched(self) -> Iterator[tuple[str, int]]:
+        """Yield the unpaced rows whose senders write batches, as agents do."""
+        yield from (row for row in self.rates if row[0] in {load.TRAINS.name, load.BATCHES.name})
+
+    def dropped_below_limit(self) -> int:
+        """Return how many frames the relay's queues dropped in all paced runs."""
+        return sum(each.dropped_full for row, rates in self.rates.items() if row[0].endswith(BELOW) for each in rates)
+
 
 def _columns(rates: Sequence[Rate]) -> str:
     cpu = statistics.median(rate.cpu for rate in rates)
@@ -244,7 +253,7 @@ def one_round(relay: Relay, results: Results, pairs: Sequence[int], seconds: flo
             results.rates[feed.name, count].append(reached)
             if feed is not load.SINGLES:
                 paced = relay_rate(relay, feed, count, seconds, reached.gbit * PACED)
-                results.rates[f"{feed.name}, at {PACED:.0%} of that", count].append(paced)
+                results.rates[feed.name + BELOW, count].append(paced)
     there, back = round_trips(relay)
     results.trips["A to B"] += there
     results.trips["A to B to A"] += back
