@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 POLL_SECONDS = 0.02
+_STARTED: list[subprocess.Popen[bytes]] = []  # kept, for an object that goes while its process runs is a warning
 
 
 class ProcessError(Exception):
@@ -78,6 +79,7 @@ class Processes:
                 )
             except OSError as error:
                 raise ProcessError(f"{name}: cannot start {argv[0]}: {error.strerror}") from error
+        _STARTED.append(process)
         self._record(name).write_text(json.dumps({"pid": process.pid, "start": start_time(process.pid)}))
         return process.pid
 

@@ -51,6 +51,11 @@ class ControlPlane:
         self.url = f"https://{address}:{port}"
 
     @property
+    def etcd_url(self) -> str:
+        """Where etcd answers, on the loopback of the place that it runs in."""
+        return f"http://127.0.0.1:{self._etcd_port}"
+
+    @property
     def kubeconfig(self) -> str:
         """Path of the administrator's kubeconfig."""
         return str(self.folder / "admin.kubeconfig")
@@ -134,7 +139,7 @@ class ControlPlane:
         pki = self.folder / "pki"
         return [
             *self._prefix, str(self._binaries / "kube-apiserver"),
-            f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
+            f"--etcd-servers={self.etcd_url}",
             f"--bind-address={self._address}", f"--advertise-address={self._address}", f"--secure-port={self._port}",
             f"--tls-cert-file={pki}/kube-apiserver.crt", f"--tls-private-key-file={pki}/kube-apiserver.key",
             f"--client-ca-file={pki}/ca.crt", f"--cert-dir={pki}/generated",
