@@ -70,12 +70,17 @@ class Adopted:
     steering: Mapping[int, PeerSteering]
 
     def legs(self, key: bytes, own: Iterable[str]) -> Legs | None:
-        """Return the direct leg of a peer; None when its packets went to a proxy, which died with its agent."""
+        """Return what the table has of a peer; None when that is nothing.
+
+        Proxies died with their agent. Where our packets went to one, the peer may still send to us directly.
+        """
         entry = self.steering.get(self.ports.get(key, 0))
-        mine = frozenset(own)
-        if entry is None or entry.send_to is None or str(entry.send_to.ip) in mine:
+        if entry is None:
             return None
-        return Legs(entry.send_to, frozenset(e for e in entry.accept if str(e.ip) not in mine))
+        mine = frozenset(own)
+        direct = entry.send_to if entry.send_to is not None and str(entry.send_to.ip) not in mine else None
+        accept = frozenset(e for e in entry.accept if str(e.ip) not in mine) | ({direct} if direct else set())
+        return Legs(direct, accept) if accept else None
 
     def without(self, keys: Iterable[bytes]) -> Adopted:
         """Return what is still to be adopted once these peers are."""

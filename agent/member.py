@@ -158,12 +158,12 @@ class Member:
         self._adopt()
 
     def _adopt(self) -> None:
-        """Continue the direct legs of an agent before us, once for each peer."""
+        """Continue what an agent before us left in the table, once for each peer."""
         for peer in self.peers.values():
             legs = self._adopted.legs(peer.key, (str(each.ip) for each in self._attached))
-            if legs is not None and legs.direct is not None:
-                self.driver.adopt(peer.name, legs.direct, legs.accept)
-                log.info("direct path adopted", peer=peer.name, address=str(legs.direct))
+            if legs is not None:
+                self.driver.adopt(peer.name, legs)
+                log.info("path adopted", peer=peer.name, direct=str(legs.direct) if legs.direct else None)
         self._adopted = self._adopted.without(peer.key for peer in self.peers.values())
 
     def describe(self, base: NodeView) -> NodeView:

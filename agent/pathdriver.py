@@ -28,7 +28,7 @@ from .paths.model import Effect, NatFacts, Policy, SendPing, SendPong, SendSigna
 from .paths.probe import Ping, decode, encode_ping, encode_pong
 from .paths.seal import CallMeMaybe, Known, Sealer
 from .plan import Legs
-from .relayclient import PeerGone, PeerPresent, RelayClient, RelayDown, RelayEvent, RelayUp, Signal
+from .relayclient import YIELD, PeerGone, PeerPresent, RelayClient, RelayDown, RelayEvent, RelayUp, Signal
 from .traces import PathTraces
 
 log = get_logger("agent.paths")
@@ -117,10 +117,10 @@ class PathDriver:
         """Take that routes, links or addresses changed."""
         self._do(self.paths.network_changed)
 
-    def adopt(self, name: str, direct: Endpoint, accept: frozenset[Endpoint]) -> None:
-        """Continue a direct leg that the agent before us left in the steering table."""
-        self.legs[name] = Legs(direct, accept | {direct})
-        self._do(lambda now: self.paths.adopt(name, direct, accept, now))
+    def adopt(self, name: str, legs: Legs) -> None:
+        """Continue what the agent before us left in the steering table."""
+        self.legs[name] = legs
+        self._do(lambda now: self.paths.adopt(name, legs.direct, legs.accept, now))
 
     def configured(self, keys: Iterable[bytes]) -> None:
         """Take which keys our WireGuard knows; each new peer hears of it, so that its handshake need not wait."""
@@ -260,8 +260,17 @@ class PathDriver:
     def _take_leg(self, name: str, legs: Legs) -> None:
         self.legs[name] = legs
         if legs.direct is not None:
-            # A handshake that waits for the relay would be repeated after 5 s only; it can go now.
-            self._probe(self._relay.take_held(self._peers[name].key), legs.direct)
+            # A handshake that waits for the relay would be repeated after 5 s only; it can go now. Of two that cross
+            # both are lost, so one side lets the other go first.
+            if self._relay.goes_first(self._peers[name].key):
+                self._send_held(name)
+            else:
+                asyncio.get_running_loop().call_later(YIELD, self._send_held, name)
+
+    def _send_held(self, name: str) -> None:
+        peer, legs = self._peers.get(name), self.legs.get(name)
+        if peer is not None and legs is not None and legs.direct is not None:
+            self._probe(self._relay.take_held(peer.key), legs.direct)
 
     def _tell(self, transition: Transition) -> None:
         name, old, new = transition.name, transition.old, transition.new

@@ -26,9 +26,6 @@ The legs of the two sides are chosen alone: A may send directly while B still se
 How a path is searched for is told in search.py, how the one in use is watched in keep.py. A leg in doubt gives way to
 any other proven address (a peer whose NAT rebound has a new one that is no faster), a dead one to the relay.
 
-They move it only where it can go: a peer whose agent is being restarted has no relay session either, while its WireGuard
-goes on. So without one the leg stays, as long as WireGuard receives something from the peer within 35 s.
-
 `always` sends no probe and answers none. `never` has no relay: what cannot be sent directly is held back.
 """
 
@@ -98,20 +95,22 @@ class Paths:
         """Forget a peer; its steering is the shell's to remove."""
         self._paths.pop(name, None)
 
-    def adopt(self, name: str, direct: Endpoint, accept: frozenset[Endpoint], now: float) -> None:
-        """Continue a direct leg that an agent before us left in the steering table; it is asked at once."""
+    def adopt(self, name: str, direct: Endpoint | None, accept: frozenset[Endpoint], now: float) -> None:
+        """Continue what an agent before us left in the steering table; a direct leg is asked at once.
+
+        All addresses stay accepted, also where our own packets went by the relay: the peer may send directly.
+        """
         path = self._paths[name]
-        for endpoint in accept | {direct}:
+        for endpoint in accept | ({direct} if direct else set()):
             address = path.address(endpoint)
             if address is not None:
-                address.accept = True
-        adopted = path.address(direct)
-        if adopted is None or not self._node.probes:
-            return
-        adopted.ponged = adopted.peer_mapped = now
+                address.accept, address.heard = True, now
         path.installed = path.accept
-        path.direct, path.next_keep = direct, now
-        path.steered = (direct, path.accept)
+        adopted = path.address(direct) if direct else None
+        if adopted is not None and self._node.probes:
+            adopted.ponged = adopted.peer_mapped = now
+            path.direct, path.next_keep = direct, now
+        path.steered = (path.direct, path.accept)
         self._settle(path, now)
 
     def set_local(self, nat: NatFacts, candidates: Iterable[Endpoint], now: float) -> None:

@@ -164,7 +164,7 @@ class World:
             host.direct, host.table = None, frozenset()
             self.strange_until = self.now + 60.0
         self.join(host)
-        if adopt and direct is not None:
+        if adopt:
             host.paths.adopt(host.other.name, direct, table, self.now)
         self.act(host)
 
@@ -196,6 +196,8 @@ class World:
     # What the shell does.
 
     def act(self, host: Host) -> None:
+        if host.down:
+            return
         while effects := host.paths.effects():
             for effect in effects:
                 match effect:

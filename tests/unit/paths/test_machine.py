@@ -260,6 +260,25 @@ def test_an_adopted_leg_is_used_without_a_gap_and_asked_at_once(world: Make, kin
     assert made.unmapped == 0
 
 
+def test_what_was_adopted_stays_accepted_although_our_own_leg_dies_at_once(world: Make) -> None:
+    """The peer does not know yet, and sends to us directly."""
+    made = direct_world(world)
+    made.cut = {0}
+    made.restart(made.a, adopt=True)
+    made.run(5.0)
+    assert made.a.direct is None
+    assert made.unmapped == 0
+
+
+def test_a_relayed_side_keeps_accepting_direct_packets_over_a_restart(world: Make) -> None:
+    made = direct_world(world)
+    made.a.direct = None
+    made.restart(made.a, adopt=True)
+    made.run(5.0)
+    assert made.state == BOTH_DIRECT
+    assert made.unmapped == 0
+
+
 def test_an_adopted_leg_that_is_dead_is_left(world: Make) -> None:
     made = direct_world(world)
     made.cut = {0, 1}
