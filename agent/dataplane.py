@@ -185,7 +185,7 @@ class DataPlane:
         if await backend.ensure(name, desired.mesh.mtu):
             log.warning("the interface was gone and has been made again", name=name)
         device = await backend.read(name)
-        wanted = device_config(self._private, desired.mesh, desired.peers, self.ports, desired.legs, _endpoints(device))
+        wanted = device_config(self._private, desired.mesh, desired.peers, self.ports, desired.legs, device.stats)
         change = diff(wanted, device)
         if change:
             await backend.apply(name, change)

@@ -104,6 +104,7 @@ class Member:
         self._all_due = True
         self._ready = asyncio.Event()
         self._direct: frozenset[str] = frozenset()
+        self._shaken: frozenset[bytes] = frozenset()
         self.relay = RelayClient(key.private, mark=FWMARK, on_event=self._relay_event, telemetry=telemetry)
         self.driver = PathDriver(
             key.private, self.relay, telemetry, node, steer=self._due.set, changed=self._path_changed
@@ -282,6 +283,10 @@ class Member:
                 [names[key] for key in self._activity.received if key in names],
                 moved,
             )
+            shaken = frozenset(key for key, each in stats.items() if each.last_handshake > 0)
+            if not shaken <= self._shaken:
+                self._mark_all()  # keepalives may begin
+            self._shaken = shaken
             if any(endpoint in self.driver.legs[name].accept for name, endpoint in moved.items()):
                 self._mark_all()  # the new address is confirmed and in the table: the constant endpoint can stand again
 

@@ -33,6 +33,8 @@ from .traces import PathTraces
 
 log = get_logger("agent.paths")
 
+YIELD_SECONDS = 0.3  # the side that does not open leaves the other so much time to do so
+
 
 class PathDriver:
     """Owns the path machine of this node.

@@ -21,7 +21,7 @@ from ..wire.endpoint import Endpoint
 from .facts import MeshFacts, OwnFacts, PeerFacts, keepalive_of
 from .routing.plan import HostPlan
 from .steering.plan import PeerSteering, SteeringPlan, plan_of
-from .wireguard.device import DeviceConfig, PeerConfig
+from .wireguard.device import DeviceConfig, PeerConfig, PeerStats, public_key_of
 
 FIRST_PORT = 1024
 LAST_PORT = 65535
@@ -73,9 +73,23 @@ def held_ports(endpoints: Mapping[bytes, Endpoint | None]) -> dict[bytes, int]:
     }
 
 
-def keepalive(peer: PeerFacts, legs: Legs) -> int:
-    """Seconds between keepalives: a direct path must keep its NAT mapping, a relayed one has none to keep."""
-    return keepalive_of(peer) if legs.direct is not None else 0
+def opens(own: bytes, peer: bytes) -> bool:
+    """Tell whether this side starts the handshake of a pair, by the order of the two public keys.
+
+    Both sides go direct within milliseconds of each other. If both start then, each becomes the other's responder, both
+    answers are for nobody, and WireGuard tries again after 5 s only.
+    """
+    return own < peer
+
+
+def keepalive(own: bytes, peer: PeerFacts, legs: Legs, *, shaken: bool) -> int:
+    """Seconds between keepalives: a direct path must keep its NAT mapping, a relayed one has none to keep.
+
+    Setting one makes WireGuard send at once, so the side that does not open waits for the first handshake.
+    """
+    if legs.direct is None or not (shaken or opens(own, peer.key)):
+        return 0
+    return keepalive_of(peer)
 
 
 def device_config(
@@ -84,23 +98,23 @@ def device_config(
     peers: Iterable[PeerFacts],
     ports: Mapping[bytes, int],
     legs: Mapping[str, Legs],
-    observed: Mapping[bytes, Endpoint | None],
+    observed: Mapping[bytes, PeerStats],
 ) -> DeviceConfig:
-    """Return what WireGuard shall be configured to.
+    """Return what WireGuard shall be configured to; `observed` is what it counts now.
 
     An endpoint that WireGuard itself moved (a peer's NAT rebound) is left alone until the path machine has confirmed
     it: until then it is the only address that is known to work.
     """
-    configured = {}
+    configured, own = {}, public_key_of(private_key)
     for peer in peers:
-        mine = legs.get(peer.name, Legs())
-        seen = observed.get(peer.key)
+        mine, stats = legs.get(peer.name, Legs()), observed.get(peer.key)
+        seen = stats.endpoint if stats is not None else None
         roamed = seen is not None and seen.ip != VIRTUAL and seen not in mine.accept
         configured[peer.key] = PeerConfig(
             public_key=peer.key,
             endpoint=None if roamed else virtual_endpoint(ports[peer.key]),
             allowed_ips=peer.networks,
-            keepalive=keepalive(peer, mine),
+            keepalive=keepalive(own, peer, mine, shaken=stats is not None and stats.last_handshake > 0),
         )
     return DeviceConfig(private_key=private_key, listen_port=mesh.listen_port, fwmark=FWMARK, peers=configured)
 

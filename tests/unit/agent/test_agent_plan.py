@@ -15,6 +15,7 @@ from wirekube.agent import plan
 from wirekube.agent.facts import MeshFacts, PeerFacts, Problem, keepalive_of, parse_mesh, parse_peers
 from wirekube.agent.paths.model import Mode, NatFacts, Policy
 from wirekube.agent.plan import FIRST_PORT, Legs, allocate_ports, device_config, held_ports, steering_plan
+from wirekube.agent.wireguard.device import PeerStats, public_key_of
 from wirekube.wire.endpoint import Endpoint
 
 MESH: dict[str, Any] = {"metadata": {"name": "default"}, "status": {"meshCIDRs": ["198.18.0.0/16"]}}
@@ -142,18 +143,35 @@ def test_an_endpoint_that_wireguard_moved_stays_until_it_is_confirmed(
     observed: Endpoint | None, accept: frozenset[Endpoint], sets: bool
 ) -> None:
     peers, ports = facts(peer(1)), {KEYS[1]: 1024}
-    config = device_config(bytes(32), mesh(), peers.values(), ports, {"n1": Legs(None, accept)}, {KEYS[1]: observed})
+    stats = {KEYS[1]: PeerStats(observed, 0, 0, 0)}
+    config = device_config(bytes(32), mesh(), peers.values(), ports, {"n1": Legs(None, accept)}, stats)
     assert config.peers[KEYS[1]].endpoint == (Endpoint.parse("192.0.2.1:1024") if sets else None)
 
 
-def test_only_a_direct_path_has_a_mapping_to_keep() -> None:
-    peers, ports = facts(peer(1)), {KEYS[1]: 1024}
+@pytest.mark.parametrize(("direct", "shaken", "first", "second"), [
+    (False, False, 0, 0),
+    (False, True, 0, 0),
+    (True, False, 25, 0),
+    (True, True, 25, 25),
+])  # fmt: skip
+def test_only_a_direct_path_has_a_mapping_to_keep_and_one_side_opens_it(
+    direct: bool, shaken: bool, first: int, second: int
+) -> None:
+    """Two sides that start a handshake at once lose both, and five seconds."""
+    legs = Legs(DIRECT, frozenset({DIRECT})) if direct else Legs()
+    node = facts(peer(1))["n1"]
+    assert keepalive_of(node) == 25
+    assert plan.keepalive(KEYS[0], node, legs, shaken=shaken) == first
+    assert plan.keepalive(KEYS[2], node, legs, shaken=shaken) == second
 
-    def keepalive(legs: Legs) -> int:
-        return device_config(bytes(32), mesh(), peers.values(), ports, {"n1": legs}, {}).peers[KEYS[1]].keepalive
 
-    assert keepalive(Legs()) == 0
-    assert keepalive(Legs(DIRECT, frozenset({DIRECT}))) == keepalive_of(peers["n1"]) == 25
+def test_a_handshake_is_seen_in_the_counters() -> None:
+    private = next(key for number in range(1, 99) if public_key_of(key := bytes([number]) * 32) > KEYS[1])
+    peers, ports, legs = facts(peer(1)), {KEYS[1]: 1024}, {"n1": Legs(DIRECT, frozenset({DIRECT}))}
+    for last, wanted in ((0, 0), (1.5, 25)):
+        stats = {KEYS[1]: PeerStats(None, last, 0, 0)}
+        config = device_config(private, mesh(), peers.values(), ports, legs, stats)
+        assert config.peers[KEYS[1]].keepalive == wanted
 
 
 @pytest.mark.parametrize(
