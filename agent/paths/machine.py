@@ -110,7 +110,7 @@ class Paths:
         if adopted is not None and self._node.probes:
             adopted.ponged = adopted.peer_mapped = now
             path.direct, path.next_keep = direct, now
-        path.steered = (path.direct, path.accept)
+        path.steered = (direct, path.accept)
         self._settle(path, now)
 
     def set_local(self, nat: NatFacts, candidates: Iterable[Endpoint], now: float) -> None:

@@ -279,6 +279,16 @@ def test_a_relayed_side_keeps_accepting_direct_packets_over_a_restart(world: Mak
     assert made.unmapped == 0
 
 
+def test_an_agent_that_was_away_when_the_mode_became_always_leaves_the_direct_leg(world: Make) -> None:
+    made = direct_world(world)
+    made.kill(made.a)
+    made.a.mode = Mode.ALWAYS
+    made.set_mode(made.b, Mode.ALWAYS)
+    made.restart(made.a, adopt=True)
+    assert made.a.direct is None
+    assert made.a.state is State.RELAYED
+
+
 def test_an_adopted_leg_that_is_dead_is_left(world: Make) -> None:
     made = direct_world(world)
     made.cut = {0, 1}
