@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's side of relayed paths: one session with a relay, a UDP proxy beside WireGuard for each peer."""
 
-from .client import NO_PROXY, RelayClient
+from .client import NO_PROXY, YIELD, RelayClient
 from .events import (
     PeerGone,
     PeerPresent,
@@ -17,6 +17,7 @@ from .events import (
 
 __all__ = [
     "NO_PROXY",
+    "YIELD",
     "PeerGone",
     "PeerPresent",
     "PeerStats",

@@ -29,11 +29,14 @@ from .events import (
     RelayUp,
     Signal,
 )
-from .gate import Backoff, Gate, Rng
+from .gate import Backoff, Gate, Rng, is_initiation
 from .proxy import Batch, Proxy
 from .session import Registered, Session, register
 
 NO_PROXY: Final = Endpoint(IPv4Address(0), 0)
+YIELD: Final = (
+    0.5  # seconds in which the other side's initiation arrives, on a busy machine too; WireGuard's retry takes 5
+)
 LASTED: Final = 10.0  # seconds after which a session counts as good and the back-off starts anew
 
 
@@ -50,9 +53,10 @@ class Instruments(Protocol):
 
 
 class _Peer:
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, *, first: bool) -> None:
         self.key = key
-        self.gate = Gate()
+        self.gate = Gate(first)
+        self.yielding: asyncio.TimerHandle | None = None
         self.stats = PeerStats()
         self.proxy: Proxy | None = None
 
@@ -80,6 +84,7 @@ class RelayClient:
         rng: Rng | None = None,
     ) -> None:
         self._private = private_key
+        self._public = wire.public_key(private_key)
         self._mark = mark
         self._event = on_event
         self._tracer = telemetry.tracer if telemetry else None
@@ -127,7 +132,7 @@ class RelayClient:
         peer = self._peers.get(key)
         if peer is not None:
             return peer.proxy.endpoint if peer.proxy else NO_PROXY
-        peer = self._peers[key] = _Peer(key)
+        peer = self._peers[key] = _Peer(key, first=self.goes_first(key))
         if (session := self._live()) is not None:
             session.control(wire.frame(wire.WATCH, key))
         return self._bind(peer)
@@ -138,6 +143,8 @@ class RelayClient:
         if peer is None:
             return
         self._unbind(peer)
+        if peer.yielding is not None:
+            peer.yielding.cancel()
         add(self._removed, peer.stats)
         if (session := self._live()) is not None:
             session.control(wire.frame(wire.UNWATCH, key))
@@ -149,7 +156,11 @@ class RelayClient:
         """
         peer = self._peers.get(key)
         if peer is not None and self._live() is not None:
-            self._hand_over(peer, peer.gate.release())
+            self._opened(peer, peer.gate.release())
+
+    def goes_first(self, key: bytes) -> bool:
+        """Tell whether our initiation goes before this peer's: of two that cross, both are lost."""
+        return self._public < key
 
     def take_held(self, key: bytes) -> bytes | None:
         """Return the held initiation (148 B) and forget it, for sending it on another leg."""
@@ -192,6 +203,9 @@ class RelayClient:
                 self._session = None
             for peer in self._peers.values():
                 self._unbind(peer)
+                if peer.yielding is not None:
+                    peer.yielding.cancel()
+                    peer.yielding = None
             self._loop = None
 
     def _live(self) -> Session | None:
@@ -278,6 +292,8 @@ class RelayClient:
             peer = self._peers.get(data.key)
             if peer is not None and peer.proxy is not None:
                 peer.proxy.deliver(data.segment, data.train)
+                if peer.gate.yielding or not peer.gate.open:
+                    self._opened(peer, peer.gate.heard(data.train))
         elif kind == wire.PONG:
             self._pong(bytes(body))
         elif kind == wire.SIGNAL:
@@ -296,11 +312,21 @@ class RelayClient:
         if peer is None:
             return
         if present:
-            self._hand_over(peer, peer.gate.present())
+            self._opened(peer, peer.gate.present())
             self._event(PeerPresent(key))
         else:
             peer.gate.close()
             self._event(PeerGone(key))
+
+    def _opened(self, peer: _Peer, initiation: bytes | None) -> None:
+        """Hand over what the gate gave, and let the other side go first where it should."""
+        self._hand_over(peer, initiation)
+        if peer.gate.yielding and peer.yielding is None and self._loop is not None:
+            peer.yielding = self._loop.call_later(YIELD, self._end_yield, peer)
+
+    def _end_yield(self, peer: _Peer) -> None:
+        peer.yielding = None
+        self._hand_over(peer, peer.gate.end_yield())
 
     def _hand_over(self, peer: _Peer, initiation: bytes | None) -> None:
         session = self._live()
@@ -318,6 +344,9 @@ class RelayClient:
             for start, end, segment in proxy.receive(batch):
                 peer.stats.dropped_held += peer.gate.hold(batch.view[start + wire.DATA_HEADER : end], segment)
             return
+        if peer.gate.yielding:
+            self._pass_all_but_initiations(session, peer, proxy)
+            return
         ends = [end for _, end, _ in proxy.receive(batch)]
         if ends:
             dropped = session.send(batch.view[: ends[-1]], ends)
@@ -325,6 +354,17 @@ class RelayClient:
             kept = len(ends) - dropped
             peer.stats.trains_out += kept
             peer.stats.bytes_out += (ends[kept - 1] if kept else 0) - kept * wire.DATA_HEADER
+
+    def _pass_all_but_initiations(self, session: Session, peer: _Peer, proxy: Proxy) -> None:
+        """Do what `_from_wireguard` does, frame by frame, for the half second in which the other side goes first."""
+        for start, end, _ in proxy.receive(self._batch):
+            train = self._batch.view[start + wire.DATA_HEADER : end]
+            if is_initiation(train):
+                peer.gate.hold(train, 0)
+                continue
+            peer.stats.dropped_full += session.send(self._batch.view[start:end], [end - start])
+            peer.stats.trains_out += 1
+            peer.stats.bytes_out += len(train)
 
     def _bind(self, peer: _Peer) -> Endpoint:
         """Make the peer's proxy; NO_PROXY when there is no address, or it is not ours any more."""

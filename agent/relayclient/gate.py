@@ -17,21 +17,38 @@ class Rng(Protocol):
         ...
 
 
+def is_initiation(packet: memoryview | bytes) -> bool:
+    """Tell whether a datagram is WireGuard's first handshake message."""
+    return len(packet) == INITIATION_SIZE and bytes(packet[:4]) == INITIATION
+
+
 class Gate:
     """Holds a peer's packets back until the peer is present and its agent knows our key.
 
     WireGuard repeats a lost initiation only after 5 s, so the newest one is kept instead of being sent to nobody. Both
     conditions belong to one session of ours and one presence of the peer: losing either closes the gate.
+
+    Two initiations that cross are both lost: each side takes the other's and forgets its own, so neither takes the
+    response. Gates of two sides open at about the same time, so one of them yields: it keeps its initiation a while
+    longer, and forgets it when the other's comes.
+
+    Args:
+        first: whether our initiation goes before the peer's; the other side has the opposite.
+
+    Attributes:
+        yielding: the gate is open, but initiations still wait; ended by `end_yield`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: bool = True) -> None:
+        self._first = first
         self._present = False
         self._released = False
         self._held: bytes | None = None
+        self.yielding = False
 
     @property
     def open(self) -> bool:
-        """Whether packets pass."""
+        """Whether packets pass; while it yields, all but initiations."""
         return self._present and self._released
 
     def hold(self, train: memoryview, segment: int) -> int:
@@ -40,7 +57,7 @@ class Gate:
         dropped = 0
         for start in range(0, len(train), step):
             packet = train[start : start + step]
-            if len(packet) == INITIATION_SIZE and bytes(packet[:4]) == INITIATION:
+            if is_initiation(packet):
                 self._held = bytes(packet)
             else:
                 dropped += 1
@@ -53,17 +70,33 @@ class Gate:
 
     def present(self) -> bytes | None:
         """The relay reports the peer; return what is to be sent now, if anything."""
-        self._present = True
-        return self.take() if self.open else None
+        return self._opened(present=True)
 
     def release(self) -> bytes | None:
         """The peer's agent knows our key; return what is to be sent now, if anything."""
-        self._released = True
+        return self._opened(released=True)
+
+    def heard(self, packet: memoryview) -> bytes | None:
+        """A packet of the peer's WireGuard came: it is there and knows our key; return what is to be sent now."""
+        if is_initiation(packet):
+            self._held = None
+        return None if self.open else self._opened(present=True, released=True)
+
+    def end_yield(self) -> bytes | None:
+        """The other side had its time; return what is to be sent now, if anything."""
+        self.yielding = False
         return self.take() if self.open else None
 
     def close(self) -> None:
         """The peer or our session is gone."""
-        self._present = self._released = False
+        self._present = self._released = self.yielding = False
+
+    def _opened(self, *, present: bool = False, released: bool = False) -> bytes | None:
+        before = self.open
+        self._present, self._released = self._present or present, self._released or released
+        if self.open and not before and not self._first:
+            self.yielding = True
+        return self.take() if self.open and not self.yielding else None
 
 
 class Backoff:
@@ -80,7 +113,7 @@ class Backoff:
 
     def __init__(self, rng: Rng) -> None:
         self._rng = rng
-        self.reset()
+        self._next, self._attempts = self.FIRST, 0
 
     def delay(self) -> float:
         """Return the seconds to wait before the next attempt."""

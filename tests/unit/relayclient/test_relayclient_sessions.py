@@ -38,6 +38,14 @@ async def up(relay: Relay, *agents: Agent) -> None:
         await agent.event(RelayUp)
 
 
+def by_key(make_agent: MakeAgent) -> tuple[Agent, Agent]:
+    """Two agents, the one whose initiations go first before the other."""
+    a, b = sorted((make_agent(), make_agent()), key=lambda agent: agent.key)
+    assert a.client.goes_first(b.key)
+    assert not b.client.goes_first(a.key)
+    return a, b
+
+
 async def pair(relay: Relay, make_agent: MakeAgent) -> tuple[Agent, Agent, Endpoint, Endpoint]:
     """Two agents with each other as peers, present and released; the proxies' addresses."""
     a, b = make_agent(), make_agent()
@@ -122,7 +130,7 @@ async def test_a_train_of_many_small_segments_is_cut(relay: Relay, make_agent: M
 
 
 async def test_a_held_initiation_is_released_once(relay: Relay, make_agent: MakeAgent) -> None:
-    a, b = make_agent(), make_agent()
+    a, b = by_key(make_agent)
     to_b = a.client.add_peer(b.key)
     b.client.add_peer(a.key)
     await up(relay, a)
@@ -138,6 +146,49 @@ async def test_a_held_initiation_is_released_once(relay: Relay, make_agent: Make
     a.wireguard.sendto(b"after", to_b.sockaddr())
     assert [await b.packet(), await b.packet()] == [INITIATION, b"after"]
     assert a.client.take_held(b.key) is None
+
+
+async def test_of_two_initiations_that_would_cross_one_is_sent(relay: Relay, make_agent: MakeAgent) -> None:
+    a, b = by_key(make_agent)
+    to_b, to_a = a.client.add_peer(b.key), b.client.add_peer(a.key)
+    await up(relay, a, b)
+    for agent, proxy in ((a, to_b), (b, to_a)):
+        await agent.event(PeerPresent)
+        agent.wireguard.sendto(INITIATION, proxy.sockaddr())
+        agent.wireguard.sendto(b"\4", proxy.sockaddr())
+    await a.until(lambda: a.client.stats(b.key).dropped_held == 1)
+    await b.until(lambda: b.client.stats(a.key).dropped_held == 1)
+    b.client.release(a.key)
+    b.wireguard.sendto(b"response", to_a.sockaddr())
+    assert await a.packet() == b"response"
+    a.client.release(b.key)
+    assert await b.packet() == INITIATION
+    assert b.client.take_held(a.key) is None
+
+
+async def test_an_initiation_that_yields_goes_when_the_other_side_has_none(relay: Relay, make_agent: MakeAgent) -> None:
+    a, b = by_key(make_agent)
+    a.client.add_peer(b.key)
+    to_a = b.client.add_peer(a.key)
+    await up(relay, a, b)
+    await b.event(PeerPresent)
+    b.client.release(a.key)
+    b.wireguard.sendto(INITIATION, to_a.sockaddr())
+    assert await a.packet() == INITIATION
+    assert b.client.stats(a.key).trains_out == 1
+
+
+async def test_a_packet_of_the_peer_opens_the_way_back(relay: Relay, make_agent: MakeAgent) -> None:
+    a, b = by_key(make_agent)
+    to_b, to_a = a.client.add_peer(b.key), b.client.add_peer(a.key)
+    await up(relay, a, b)
+    await a.event(PeerPresent)
+    await b.event(PeerPresent)
+    a.client.release(b.key)
+    a.wireguard.sendto(INITIATION, to_b.sockaddr())
+    assert await b.packet() == INITIATION
+    b.wireguard.sendto(b"response", to_a.sockaddr())
+    assert await a.packet() == b"response"
 
 
 async def test_take_held_for_another_leg(relay: Relay, make_agent: MakeAgent) -> None:

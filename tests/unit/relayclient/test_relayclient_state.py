@@ -45,6 +45,30 @@ def test_an_initiation_within_a_train_is_found() -> None:
     assert gate.hold(memoryview(b""), 0) == 0
 
 
+def test_the_second_side_yields_until_its_time_is_up_or_the_other_came() -> None:
+    gate = Gate(first=False)
+    gate.hold(memoryview(initiation(1)), 0)
+    gate.present()
+    assert gate.release() is None
+    assert gate.open
+    assert gate.yielding
+    assert gate.end_yield() == initiation(1)
+    assert not gate.yielding
+    gate.close()
+    gate.hold(memoryview(initiation(2)), 0)
+    assert gate.heard(memoryview(initiation(9))) is None
+    assert gate.open
+    assert gate.end_yield() is None
+
+
+def test_a_packet_of_the_peer_opens_the_gate_and_lets_ours_go_unless_it_is_an_initiation() -> None:
+    for packet, sent in ((b"\2" + bytes(91), initiation(1)), (initiation(9), None)):
+        gate = Gate()
+        gate.hold(memoryview(initiation(1)), 0)
+        assert gate.heard(memoryview(packet)) == sent
+        assert gate.open
+
+
 @given(st.lists(st.sampled_from(["present", "release", "close", "hold", "take"])))
 def test_whatever_happens_an_initiation_leaves_once_and_only_through_an_open_gate(steps: list[str]) -> None:
     gate, number, out = Gate(), 0, []
