@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
 
+from ..routing.sysctl import default_root
 from .backend import BackendError, ForeignInterface, delete_link, find_link, set_link
 from .device import Device, DeviceChange, PeerStats
 from .genl import ACK, DUMP, family_id, request
 from .netlink import GET_DEVICE, SET_DEVICE, decode_device, decode_stats, encode_set, name_attribute
 from .rtnl import AsyncIPRoute, NetlinkError, RtNetlink
+
+REDIRECTS: Final = "ipv4/conf/all/send_redirects"
 
 
 class KernelBackend:
@@ -29,7 +35,10 @@ class KernelBackend:
                 raise ForeignInterface(name, f"kind {link.kind or 'physical'}")
             if link is None:
                 await _add(ip, name)
-            await set_link(ip, name, mtu)
+            # When it comes up, the kernel's WireGuard switches redirects off for all interfaces of the host and never
+            # on again. Those of others are not ours to change, and a clean-up could not know what they were.
+            with _kept(default_root() / REDIRECTS):
+                await set_link(ip, name, mtu)
         return link is None
 
     async def read(self, name: str) -> Device:
@@ -68,9 +77,27 @@ class KernelBackend:
         except OSError as error:
             # The number changes when the module is loaded again, so it is asked for anew after any failure.
             self._family = None
-            raise BackendError(
-                f"the kernel's WireGuard refused a request for {name}: {error.strerror or error}"
-            ) from error
+            reason = error.strerror or str(error) or "no answer in time"  # a TimeoutError has no text
+            raise BackendError(f"the kernel's WireGuard refused a request for {name}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _kept(setting: Path) -> Iterator[None]:
+    """Put a sysctl back when it changed meanwhile; where that is not allowed, the change stays."""
+    before = _text(setting)
+    try:
+        yield
+    finally:
+        if before is not None and _text(setting) != before:
+            with contextlib.suppress(OSError):
+                setting.write_text(before)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
 
 
 async def _add(ip: RtNetlink, name: str) -> None:

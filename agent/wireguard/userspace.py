@@ -149,7 +149,8 @@ class UserspaceBackend:
         except anyio.EndOfStream:
             pass
         except (OSError, anyio.BrokenResourceError) as error:  # TimeoutError is an OSError
-            raise BackendError(f"the WireGuard process of {name} cannot be reached: {error}") from error
+            reason = str(error) or f"no answer within {ANSWER_DEADLINE:.0f} s"  # a TimeoutError has no text
+            raise BackendError(f"the WireGuard process of {name} cannot be reached: {reason}") from error
         return bytes(answer)
 
 

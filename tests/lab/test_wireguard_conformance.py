@@ -6,9 +6,11 @@ instead of a skip.
 """
 
 import asyncio
+import base64
 import ctypes
 import os
 import secrets
+import socket
 import subprocess
 from dataclasses import replace
 from ipaddress import ip_network
@@ -18,7 +20,15 @@ import pytest
 
 from wirekube.agent.wireguard.backend import BackendError, ForeignInterface
 from wirekube.agent.wireguard.choose import choose_backend
-from wirekube.agent.wireguard.device import DeviceConfig, PeerConfig, PeerStats, diff, public_key_of
+from wirekube.agent.wireguard.device import (
+    DeviceChange,
+    DeviceConfig,
+    PeerChange,
+    PeerConfig,
+    PeerStats,
+    diff,
+    public_key_of,
+)
 from wirekube.agent.wireguard.kernel import KernelBackend, kernel_has_wireguard
 from wirekube.agent.wireguard.userspace import SOCKET_DIR, UserspaceBackend, find_binary
 from wirekube.wire.endpoint import Endpoint
@@ -78,8 +88,16 @@ async def configure(backend, wanted):
     return await backend.read(NAME)
 
 
+def run(*words):
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
 def ip(*words):
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+    return run("ip", *words)
+
+
+def text(key):
+    return base64.b64encode(key).decode()
 
 
 async def test_an_interface_is_created_once_and_then_adopted(backend):
@@ -88,6 +106,18 @@ async def test_an_interface_is_created_once_and_then_adopted(backend):
     shown = ip("link", "show", NAME)
     assert "mtu 1400" in shown
     assert "UP" in shown.split(">")[0]
+
+
+async def test_the_host_is_left_as_it_is(backend):
+    """Kernel WireGuard would switch off ICMP redirects for all interfaces when one of its own comes up."""
+    before = run("sysctl", "-a", "-r", "^net.ipv4.conf.all.")
+    assert "net.ipv4.conf.all.send_redirects = 1" in before
+    await backend.ensure(NAME, 1420)
+    assert "UP" in ip("link", "show", NAME).split(">")[0]
+    assert run("sysctl", "-a", "-r", "^net.ipv4.conf.all.") == before
+    await backend.ensure(NAME, 1420)
+    await backend.remove(NAME)
+    assert run("sysctl", "-a", "-r", "^net.ipv4.conf.all.") == before
 
 
 async def test_a_configured_device_is_as_desired_and_the_next_change_is_empty(backend):
@@ -101,6 +131,33 @@ async def test_a_configured_device_is_as_desired_and_the_next_change_is_empty(ba
     stats = await backend.stats(NAME)
     assert stats == device.stats
     assert stats == {key: PeerStats(peer.endpoint, 0, 0, 0) for key, peer in wanted.peers.items()}
+
+
+async def test_a_change_applied_twice_is_as_once(backend):
+    await backend.ensure(NAME, 1420)
+    change = diff(config(), await backend.read(NAME))
+    await backend.apply(NAME, change)
+    device = await backend.read(NAME)
+    await backend.apply(NAME, change)
+    assert await backend.read(NAME) == device
+
+
+async def test_what_was_configured_is_what_wg_shows(backend):
+    await backend.ensure(NAME, 1420)
+    wanted = replace(config(), listen_port=51820)
+    await configure(backend, wanted)
+    own, *lines = [line.split("\t") for line in run("wg", "show", NAME, "dump").splitlines()]
+    device = await backend.read(NAME)
+    assert own == [text(device.private_key), text(public_key_of(wanted.private_key)), "51820", "0x574b"]
+    assert {line[0]: (line[1], line[2], set(line[3].split(",")), *line[4:]) for line in lines} == {
+        text(key): (
+            text(peer.preshared_key) if peer.preshared_key else "(none)",
+            str(peer.endpoint),
+            set(map(str, peer.allowed_ips)),
+            *("0", "0", "0", "25"),
+        )
+        for key, peer in wanted.peers.items()
+    }
 
 
 async def test_an_adopted_device_keeps_its_configuration(backend):
@@ -145,6 +202,54 @@ async def test_a_thousand_peers(backend):
     assert (await backend.stats(NAME)).keys() == wanted.peers.keys()
 
 
+async def test_a_peer_with_very_many_networks_and_its_neighbours(backend):
+    """More than fit in one message of the kernel's, in both directions."""
+    await backend.ensure(NAME, 1420)
+    wanted = config(3)
+    middle = sorted(wanted.peers)[1]
+    networks = frozenset(ip_network((0xFD57 << 112 | number, 128)) for number in range(3000))
+    wanted = replace(wanted, peers={**wanted.peers, middle: replace(wanted.peers[middle], allowed_ips=networks)})
+    device = await configure(backend, wanted)
+    assert device.peers == wanted.peers
+    assert (await backend.stats(NAME)).keys() == wanted.peers.keys()
+
+
+async def test_many_peers_go_and_the_others_stay(backend):
+    await backend.ensure(NAME, 1420)
+    wanted = config(205)
+    await configure(backend, wanted)
+    kept = dict(list(wanted.peers.items())[:2])
+    assert (await configure(backend, replace(wanted, peers=kept))).peers == kept
+
+
+async def test_a_peer_that_has_vanished_is_not_made_of_half_its_fields(backend):
+    await backend.ensure(NAME, 1420)
+    key = next(iter((await configure(backend, config(1))).peers))
+    await backend.apply(NAME, DeviceChange(peers=(PeerChange(key, remove=True),)))
+    await backend.apply(NAME, DeviceChange(peers=(PeerChange(key, remove=True),)))
+    await backend.apply(NAME, DeviceChange(peers=(PeerChange(key, update_only=True, keepalive=5),)))
+    assert (await backend.read(NAME)).peers == {}
+
+
+async def test_the_own_key_among_the_peers_is_left_out(backend):
+    await backend.ensure(NAME, 1420)
+    wanted = config(2)
+    own = public_key_of(wanted.private_key)
+    device = await configure(backend, replace(wanted, peers={**wanted.peers, own: PeerConfig(own, None, frozenset())}))
+    assert device.peers == wanted.peers
+
+
+async def test_a_listen_port_that_is_taken_is_an_error(backend):
+    await backend.ensure(NAME, 1420)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(BackendError, match=NAME):
+            await backend.apply(NAME, DeviceChange(listen_port=port))
+    await backend.apply(NAME, DeviceChange(listen_port=port))
+    assert (await backend.read(NAME)).listen_port == port
+
+
 async def test_a_removed_interface_is_gone_and_removing_again_is_no_error(backend):
     await backend.ensure(NAME, 1420)
     await backend.remove(NAME)
@@ -163,6 +268,16 @@ async def test_a_foreign_interface_is_refused_and_left_alone(backend, words):
         await backend.ensure(NAME, 1420)
     await backend.remove(NAME)
     assert NAME in ip("link", "show")
+
+
+async def test_an_interface_of_the_kernel_is_foreign_to_userspace(namespace):
+    if not await kernel_has_wireguard("wkcprobe"):
+        pytest.skip("the kernel has no WireGuard")
+    await KernelBackend().ensure(NAME, 1420)
+    with pytest.raises(ForeignInterface, match="kind wireguard"):
+        await UserspaceBackend().ensure(NAME, 1420)
+    await UserspaceBackend().remove(NAME)
+    assert await KernelBackend().ensure(NAME, 1420) is False
 
 
 async def test_the_chosen_backend_adopts_what_exists(backend):
