@@ -40,6 +40,7 @@ lab-test: setup ## Tests with real packets in network namespaces (root)
 vm-test: ## The WireGuard suite and the steering table under a kernel that has WireGuard, in a virtual machine
 	@hack/setup vm
 	@hack/vm/run hack/vm/kernel-suite
+	@$(BIN)/python hack/vm/dump-speed
 
 test: setup lint unit integration lab-test vm-test ## Everything, as CI runs it
 
