@@ -19,6 +19,7 @@ from typing import Final
 
 from opentelemetry.trace import Span, StatusCode, Tracer
 
+from ..runtime.sockets import unpaced_if_short
 from ..wire import relay as wire
 from ..wire.endpoint import Endpoint
 from .connection import Connection
@@ -235,6 +236,7 @@ class RelayServer:
             self._close(old, "replaced by a newer session of the same key")
         self._registry.register(key, conn)
         conn.key, conn.handshake = key, None
+        unpaced_if_short(conn.sock)
         self._settle(conn, None)
         self.counters.registered += 1
         self.counters.sessions = len(self._registry)

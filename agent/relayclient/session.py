@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ...runtime.sockets import unpaced_if_short
 from ...wire import relay as wire
 from ...wire.endpoint import Endpoint
 from .gate import Liveness
@@ -69,6 +70,7 @@ async def _handshake(sock: socket.socket, handshake: wire.ClientHandshake, clock
     rtt = clock() - start
     await loop.sock_sendall(sock, wire.frame(wire.PROOF, handshake.proof(challenge)))
     handshake.accept(await _expect(sock, reader, wire.WELCOME))
+    unpaced_if_short(sock)
     return Registered(sock, reader, rtt, challenge.key)
 
 
