@@ -321,7 +321,7 @@ class RelayClient:
     def _opened(self, peer: _Peer, initiation: bytes | None) -> None:
         """Hand over what the gate gave, and let the other side go first where it should."""
         self._hand_over(peer, initiation)
-        if peer.gate.yielding and peer.yielding is None and self._loop is not None:
+        if peer.gate.waiting and peer.yielding is None and self._loop is not None:
             peer.yielding = self._loop.call_later(YIELD, self._end_yield, peer)
 
     def _end_yield(self, peer: _Peer) -> None:
@@ -356,11 +356,12 @@ class RelayClient:
             peer.stats.bytes_out += (ends[kept - 1] if kept else 0) - kept * wire.DATA_HEADER
 
     def _pass_all_but_initiations(self, session: Session, peer: _Peer, proxy: Proxy) -> None:
-        """Do what `_from_wireguard` does, frame by frame, for the half second in which the other side goes first."""
+        """Do what `_from_wireguard` does, frame by frame, until the peer is heard: its initiation goes before ours."""
         for start, end, _ in proxy.receive(self._batch):
             train = self._batch.view[start + wire.DATA_HEADER : end]
             if is_initiation(train):
                 peer.gate.hold(train, 0)
+                self._opened(peer, None)
                 continue
             peer.stats.dropped_full += session.send(self._batch.view[start:end], [end - start])
             peer.stats.trains_out += 1

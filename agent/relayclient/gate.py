@@ -29,14 +29,14 @@ class Gate:
     conditions belong to one session of ours and one presence of the peer: losing either closes the gate.
 
     Two initiations that cross are both lost: each side takes the other's and forgets its own, so neither takes the
-    response. Gates of two sides open at about the same time, so one of them yields: it keeps its initiation a while
-    longer, and forgets it when the other's comes.
+    response. Both sides learn of each other at about the same time, so one of them yields: until the handshake is done
+    it keeps an initiation for a while, and forgets it when the other's has come: also one that left WireGuard just then.
 
     Args:
         first: whether our initiation goes before the peer's; the other side has the opposite.
 
     Attributes:
-        yielding: the gate is open, but initiations still wait; ended by `end_yield`.
+        yielding: the gate is open, but initiations still wait: for the peer's handshake, or for `end_yield`.
     """
 
     def __init__(self, first: bool = True) -> None:
@@ -44,12 +44,18 @@ class Gate:
         self._present = False
         self._released = False
         self._held: bytes | None = None
+        self._theirs = False
         self.yielding = False
 
     @property
     def open(self) -> bool:
         """Whether packets pass; while it yields, all but initiations."""
         return self._present and self._released
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `end_yield` is to be called after a while: an initiation waits, or the other side's has come."""
+        return self.yielding and (self._theirs or self._held is not None)
 
     def hold(self, train: memoryview, segment: int) -> int:
         """Keep the newest initiation of a train (segment 0: one datagram); return how many others were dropped."""
@@ -78,24 +84,28 @@ class Gate:
 
     def heard(self, packet: memoryview) -> bytes | None:
         """A packet of the peer's WireGuard came: it is there and knows our key; return what is to be sent now."""
+        yields = not self._first and (self.yielding or not self.open)
+        self._present = self._released = True
         if is_initiation(packet):
-            self._held = None
-        return None if self.open else self._opened(present=True, released=True)
+            self._held, self._theirs, self.yielding = None, yields, yields
+            return None
+        return self.end_yield()
 
     def end_yield(self) -> bytes | None:
-        """The other side had its time; return what is to be sent now, if anything."""
-        self.yielding = False
-        return self.take() if self.open else None
+        """The other side had its time, or answers; return what is to be sent now, if anything."""
+        held = self.take() if self.open else None
+        theirs, self._theirs, self.yielding = self._theirs, False, False
+        return None if theirs else held
 
     def close(self) -> None:
         """The peer or our session is gone."""
-        self._present = self._released = self.yielding = False
+        self._present = self._released = self._theirs = self.yielding = False
 
     def _opened(self, *, present: bool = False, released: bool = False) -> bytes | None:
         before = self.open
         self._present, self._released = self._present or present, self._released or released
-        if self.open and not before and not self._first:
-            self.yielding = True
+        if self.open and not before:
+            self.yielding = not self._first
         return self.take() if self.open and not self.yielding else None
 
 

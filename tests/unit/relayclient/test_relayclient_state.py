@@ -47,18 +47,39 @@ def test_an_initiation_within_a_train_is_found() -> None:
 
 def test_the_second_side_yields_until_its_time_is_up_or_the_other_came() -> None:
     gate = Gate(first=False)
-    gate.hold(memoryview(initiation(1)), 0)
     gate.present()
     assert gate.release() is None
     assert gate.open
     assert gate.yielding
+    assert not gate.waiting
+    gate.hold(memoryview(initiation(1)), 0)
+    assert gate.waiting
     assert gate.end_yield() == initiation(1)
     assert not gate.yielding
     gate.close()
     gate.hold(memoryview(initiation(2)), 0)
+    gate.present()
+    gate.release()
+    assert gate.waiting
     assert gate.heard(memoryview(initiation(9))) is None
     assert gate.open
+    assert gate.waiting
+    gate.hold(memoryview(initiation(3)), 0)  # left our WireGuard before it took theirs
     assert gate.end_yield() is None
+    assert not gate.yielding
+    assert gate.take() is None
+
+
+def test_data_of_the_peer_ends_the_yield() -> None:
+    for theirs, sent in ((False, initiation(1)), (True, None)):
+        gate = Gate(first=False)
+        gate.present()
+        gate.release()
+        if theirs:
+            gate.heard(memoryview(initiation(9)))
+        gate.hold(memoryview(initiation(1)), 0)
+        assert gate.heard(memoryview(b"\4" + bytes(31))) == sent
+        assert not gate.yielding
 
 
 def test_a_packet_of_the_peer_opens_the_gate_and_lets_ours_go_unless_it_is_an_initiation() -> None:
