@@ -77,7 +77,11 @@ class Cost:
     @property
     def writes(self) -> int:
         """Requests that would write a watched object, were they without effect."""
-        return sum(count for (verb, resource), count in self.requests.items() if verb in WRITES and resource in WATCHED)
+        return sum(
+            count
+            for (verb, resource), count in self.requests.items()
+            if verb in WRITES and resource.partition("/")[0] in WATCHED
+        )
 
 
 def usage(pid: int) -> Usage:
