@@ -174,7 +174,7 @@ def put_data_header(buffer: bytearray, offset: int, key: bytes, segment: int, si
 
 def text_frame(kind: int, text: str) -> bytes:
     """Return a CLOSE or ERROR frame; a text that is too long is cut."""
-    return frame(kind, text.encode()[:MAX_TEXT])
+    return frame(kind, text.encode(errors="replace")[:MAX_TEXT])
 
 
 def parse_hello(body: bytes) -> Hello:
