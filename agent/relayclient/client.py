@@ -29,7 +29,7 @@ from .events import (
     RelayUp,
     Signal,
 )
-from .gate import Backoff, Gate, Rng, is_initiation
+from .gate import Backoff, Gate, Rng, is_initiation, is_response
 from .proxy import Batch, Proxy
 from .session import Registered, Session, register
 
@@ -340,12 +340,8 @@ class RelayClient:
     def _from_wireguard(self, peer: _Peer, proxy: Proxy) -> None:
         """A proxy is readable: one batch to the session, or to the gate that holds back."""
         batch, session = self._batch, self._live()
-        if session is None or not peer.gate.open:
-            for start, end, segment in proxy.receive(batch):
-                peer.stats.dropped_held += peer.gate.hold(batch.view[start + wire.DATA_HEADER : end], segment)
-            return
-        if peer.gate.yielding:
-            self._pass_all_but_initiations(session, peer, proxy)
+        if session is None or not peer.gate.open or peer.gate.yielding:
+            self._sort(session, peer, proxy)
             return
         ends = [end for _, end, _ in proxy.receive(batch)]
         if ends:
@@ -355,17 +351,19 @@ class RelayClient:
             peer.stats.trains_out += kept
             peer.stats.bytes_out += (ends[kept - 1] if kept else 0) - kept * wire.DATA_HEADER
 
-    def _pass_all_but_initiations(self, session: Session, peer: _Peer, proxy: Proxy) -> None:
-        """Do what `_from_wireguard` does, frame by frame, until the peer is heard: its initiation goes before ours."""
-        for start, end, _ in proxy.receive(self._batch):
+    def _sort(self, session: Session | None, peer: _Peer, proxy: Proxy) -> None:
+        """Pass what the gate lets through, frame by frame: it is closed, or initiations wait."""
+        for start, end, segment in proxy.receive(self._batch):
             train = self._batch.view[start + wire.DATA_HEADER : end]
-            if is_initiation(train):
-                peer.gate.hold(train, 0)
-                self._opened(peer, None)
-                continue
-            peer.stats.dropped_full += session.send(self._batch.view[start:end], [end - start])
-            peer.stats.trains_out += 1
-            peer.stats.bytes_out += len(train)
+            if session is not None and is_response(train):
+                peer.gate.theirs()
+            if session is None or not peer.gate.open or is_initiation(train):
+                peer.stats.dropped_held += peer.gate.hold(train, segment)
+            else:
+                peer.stats.dropped_full += session.send(self._batch.view[start:end], [end - start])
+                peer.stats.trains_out += 1
+                peer.stats.bytes_out += len(train)
+            self._opened(peer, None)
 
     def _bind(self, peer: _Peer) -> Endpoint:
         """Make the peer's proxy; NO_PROXY when there is no address, or it is not ours any more."""

@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 INITIATION: Final = b"\x01\x00\x00\x00"
 INITIATION_SIZE: Final = 148
+RESPONSE: Final = b"\x02\x00\x00\x00"
+RESPONSE_SIZE: Final = 92
 
 
 class Rng(Protocol):
@@ -20,6 +22,11 @@ class Rng(Protocol):
 def is_initiation(packet: memoryview | bytes) -> bool:
     """Tell whether a datagram is WireGuard's first handshake message."""
     return len(packet) == INITIATION_SIZE and bytes(packet[:4]) == INITIATION
+
+
+def is_response(packet: memoryview | bytes) -> bool:
+    """Tell whether a datagram is WireGuard's second handshake message."""
+    return len(packet) == RESPONSE_SIZE and bytes(packet[:4]) == RESPONSE
 
 
 class Gate:
@@ -84,12 +91,17 @@ class Gate:
 
     def heard(self, packet: memoryview) -> bytes | None:
         """A packet of the peer's WireGuard came: it is there and knows our key; return what is to be sent now."""
-        yields = not self._first and (self.yielding or not self.open)
-        self._present = self._released = True
+        self._present = True
         if is_initiation(packet):
-            self._held, self._theirs, self.yielding = None, yields, yields
+            self.theirs()
             return None
+        self._released = True
         return self.end_yield()
+
+    def theirs(self) -> None:
+        """Our WireGuard has the peer's initiation, on whatever leg it came: ours is void, and the peer's knows our key."""
+        yields = not self._first and (self.yielding or not self.open)
+        self._held, self._released, self._theirs, self.yielding = None, True, yields, yields
 
     def end_yield(self) -> bytes | None:
         """The other side had its time, or answers; return what is to be sent now, if anything."""

@@ -191,6 +191,22 @@ async def test_a_packet_of_the_peer_opens_the_way_back(relay: Relay, make_agent:
     assert await a.packet() == b"response"
 
 
+async def test_a_response_passes_a_gate_that_waits_for_the_other_agents_word(
+    relay: Relay, make_agent: MakeAgent
+) -> None:
+    a, b = by_key(make_agent)
+    a.client.add_peer(b.key)
+    to_a = b.client.add_peer(a.key)
+    await up(relay, a, b)
+    await b.event(PeerPresent)
+    response = b"\2\0\0\0" + bytes(88)
+    for packet in (INITIATION, b"\4" + bytes(31), response, b"\4 after"):
+        b.wireguard.sendto(packet, to_a.sockaddr())
+    assert [await a.packet(), await a.packet()] == [response, b"\4 after"]
+    assert b.client.stats(a.key).dropped_held == 1
+    assert b.client.take_held(a.key) is None
+
+
 async def test_take_held_for_another_leg(relay: Relay, make_agent: MakeAgent) -> None:
     a, b = make_agent(), make_agent()
     to_b = a.client.add_peer(b.key)
