@@ -103,8 +103,8 @@ class RelayServer:
     def stop(self) -> None:
         """Make `run()` return soon. Any thread and a signal handler may call it, any number of times."""
         if not self._stopped:
+            os.eventfd_write(self._wake, 1)  # first: once `run()` sees the flag it closes the descriptor
             self._stopped = True
-            os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
         """Serve until `stop()`, then say goodbye to all clients and close everything."""
