@@ -163,7 +163,7 @@ class RelayClient:
         return self._public < key
 
     def take_held(self, key: bytes) -> bytes | None:
-        """Return the held initiation (148 B) and forget it, for sending it on another leg."""
+        """Return the held handshake message and forget it, for sending it on another leg."""
         peer = self._peers.get(key)
         return peer.gate.take() if peer is not None else None
 

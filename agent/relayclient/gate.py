@@ -32,8 +32,9 @@ def is_response(packet: memoryview | bytes) -> bool:
 class Gate:
     """Holds a peer's packets back until the peer is present and its agent knows our key.
 
-    WireGuard repeats a lost initiation only after 5 s, so the newest one is kept instead of being sent to nobody. Both
-    conditions belong to one session of ours and one presence of the peer: losing either closes the gate.
+    WireGuard repeats a lost handshake only after 5 s, so its newest message (initiation or response) is kept instead of
+    being sent to nobody. Both conditions belong to one session of ours and one presence of the peer: losing either
+    closes the gate.
 
     Two initiations that cross are both lost: each side takes the other's and forgets its own, so neither takes the
     response. Both sides learn of each other at about the same time, so one of them yields: until the handshake is done
@@ -64,20 +65,25 @@ class Gate:
         """Whether `end_yield` is to be called after a while: an initiation waits, or the other side's has come."""
         return self.yielding and (self._theirs or self._held is not None)
 
+    @property
+    def _void(self) -> bool:
+        """Whether what is held must not be sent now: an initiation of the side that yields."""
+        return self.yielding and self._held is not None and is_initiation(self._held)
+
     def hold(self, train: memoryview, segment: int) -> int:
-        """Keep the newest initiation of a train (segment 0: one datagram); return how many others were dropped."""
+        """Keep the newest handshake message of a train (segment 0: one datagram); return how many others were dropped."""
         step = segment or max(1, len(train))
         dropped = 0
         for start in range(0, len(train), step):
             packet = train[start : start + step]
-            if is_initiation(packet):
+            if is_initiation(packet) or is_response(packet):
                 self._held = bytes(packet)
             else:
                 dropped += 1
         return dropped
 
     def take(self) -> bytes | None:
-        """Return the held initiation, once."""
+        """Return the held message, once."""
         held, self._held = self._held, None
         return held
 
@@ -105,9 +111,10 @@ class Gate:
 
     def end_yield(self) -> bytes | None:
         """The other side had its time, or answers; return what is to be sent now, if anything."""
-        held = self.take() if self.open else None
-        theirs, self._theirs, self.yielding = self._theirs, False, False
-        return None if theirs else held
+        if self._theirs and self._void:
+            self._held = None
+        self._theirs = self.yielding = False
+        return self.take() if self.open else None
 
     def close(self) -> None:
         """The peer or our session is gone."""
@@ -118,7 +125,7 @@ class Gate:
         self._present, self._released = self._present or present, self._released or released
         if self.open and not before:
             self.yielding = not self._first
-        return self.take() if self.open and not self.yielding else None
+        return self.take() if self.open and not self._void else None
 
 
 class Backoff:

@@ -70,6 +70,19 @@ def test_the_second_side_yields_until_its_time_is_up_or_the_other_came() -> None
     assert gate.take() is None
 
 
+def test_a_held_response_goes_as_soon_as_the_gate_opens() -> None:
+    response = b"\2\0\0\0" + bytes(88)
+    gate = Gate(first=False)
+    gate.hold(memoryview(initiation(1)), 0)
+    gate.theirs()
+    assert gate.hold(memoryview(response), 0) == 0
+    assert not gate.open
+    assert gate.present() == response
+    assert gate.waiting
+    gate.hold(memoryview(initiation(2)), 0)
+    assert gate.end_yield() is None
+
+
 def test_data_of_the_peer_ends_the_yield() -> None:
     for theirs, sent in ((False, initiation(1)), (True, None)):
         gate = Gate(first=False)
