@@ -35,7 +35,7 @@ integration: setup ## Tests against a real kube-apiserver and etcd
 	@$(PYTEST) tests/integration
 
 lab-test: setup ## Tests with real packets in network namespaces (root)
-	@$(PYTEST) tests/lab
+	@WIREKUBE_WIREGUARD_GO=$$(hack/controlplane/build --where)/wireguard-go $(PYTEST) tests/lab
 
 vm-test: ## The WireGuard suite and the steering table under a kernel that has WireGuard, in a virtual machine
 	@hack/setup vm
