@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from wirekube.relay import server
 from wirekube.relay.server import Limits, RelayServer
 from wirekube.relay.sessions import Admission
 from wirekube.wire import relay as wire
@@ -104,7 +105,8 @@ MakeRelay = Callable[..., World]
 
 
 @pytest.fixture
-def make_relay() -> Iterator[MakeRelay]:
+def make_relay(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRelay]:
+    monkeypatch.setattr(server, "TICK", 0.05)
     with contextlib.ExitStack() as stack:
 
         def make(

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from wirekube.runtime.client import Client, Kind
+from wirekube.runtime.errors import Unavailable
 from wirekube.runtime.reflector import Event, Pause, Reflector
 
 THING = Kind("example.io/v1", "things", "Thing")
@@ -137,7 +138,7 @@ async def test_a_recreated_object_is_deleted_and_added(stub: Any, thing: Any, un
 async def test_resync_replays_without_a_request(stub: Any, until: Any, running: Running) -> None:
     stub.items("5", "a")
     async with running(resync=0.05) as (_, seen):
-        await until(lambda: "SYNC a low" in seen)
+        await until(lambda: "SYNC a low" in seen and len(stub.requests) > 1)
     assert stub.sorts() == ["LIST", "WATCH@5"]
 
 
@@ -160,6 +161,30 @@ async def test_index(stub: Any, until: Any, running: Running) -> None:
         assert [obj["metadata"]["name"] for obj in reflector.store.by_index("last", "x")] == ["ax", "bx"]
         reflector.store.remove(("", "ax"))
         assert len(reflector.store.by_index("last", "x")) == 1
+
+
+async def test_a_server_that_was_away_for_long_is_followed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers for long, then a server that is just starting says 503: neither may end in a long pause."""
+    waits: list[float] = []
+    ended = anyio.Event()
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 20:
+            ended.set()
+            await anyio.sleep_forever()
+
+    class Away:
+        async def list(self, *_: Any, **__: Any) -> Any:
+            raise Unavailable(0 if len(waits) < 18 else 503, "connection refused")
+
+    monkeypatch.setattr("wirekube.runtime.reflector.anyio.sleep", sleep)
+    async with anyio.create_task_group() as group:
+        group.start_soon(Reflector(Away(), THING).run)  # type: ignore[arg-type]
+        await ended.wait()
+        group.cancel_scope.cancel()
+    assert max(waits) <= 5
+    assert waits[10] == 5
 
 
 def test_pause_grows_to_its_limit() -> None:
