@@ -28,6 +28,8 @@ WATCH_SECONDS = (300.0, 600.0)
 SHORTEST_WATCH = 1.0
 FIRST_PAUSE = 0.8
 LONGEST_PAUSE = 30.0
+# A server that answers again is to be followed within 10 s, however long it was away.
+LONGEST_PAUSE_UNREACHABLE = 5.0
 # A CRD is usually installed within seconds of its first reader.
 LONGEST_PAUSE_UNSERVED = 5.0
 
@@ -98,6 +100,7 @@ class Reflector:
         self._filter = list_filter
         self._rng = random.Random()  # noqa: S311 - spreads requests, hides nothing
         self._pause = pause or Pause(self._rng)
+        self._pause_unreachable = pause or Pause(self._rng, longest=LONGEST_PAUSE_UNREACHABLE)
         self._handlers: list[Callable[[Event], None]] = []
         self._connected = False
         self._unserved = False
@@ -187,6 +190,7 @@ class Reflector:
 
     def _answered(self) -> None:
         self._connected = True
+        self._pause_unreachable.reset()
         self.last_error = None
         if self._unserved:
             self._unserved = False
@@ -201,11 +205,12 @@ class Reflector:
             self._fruitless += 1
             if self._fruitless == 1:
                 return 0.0
+        nobody_answers = error.status == 0 and not self._connected
         self._connected = False
         self.last_error = error
         if not (isinstance(error, Throttled) or error.status == 0):
             self._version = None
-        wait = max(self._pause.next(), error.retry_after or 0.0)
+        wait = max((self._pause_unreachable if nobody_answers else self._pause).next(), error.retry_after or 0.0)
         if isinstance(error, NotFound) and error.whole_resource:
             self._say_unserved()
             return min(wait, LONGEST_PAUSE_UNSERVED)
