@@ -4,6 +4,10 @@
 A Peer leaves only when it is seen to be deleted while our own Peer is there, and has stayed away for a second. So what
 removes everything at once (the CRD deleted by accident, an empty list, a lost right) removes nothing here: our own Peer
 goes with the others, and from then on nothing is forgotten until `leave` says that we are really out.
+
+Such an accident ends with Peers that are made anew, one by one and without a status. Who is not back yet gets a minute,
+and a Peer that is back keeps the status of the old one (its key, where it is reached, that its key is accepted) until its
+agent has published and the operator has judged. So the way back takes nothing out of the data plane either.
 """
 
 from __future__ import annotations
@@ -11,9 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..api.effective import KEY_ACCEPTED
+
 Object = dict[str, Any]
 
 HOLD_SECONDS = 1.0
+RETURN_SECONDS = 60.0  # after our own Peer came back, for those that went with it
 
 
 class Membership:
@@ -30,7 +37,8 @@ class Membership:
 
     def __init__(self, own: str) -> None:
         self._own = own
-        self._vanished: dict[str, float] = {}
+        self._vanished: dict[str, float] = {}  # when each Peer that is not seen any more leaves
+        self._former: dict[str, Object] = {}  # status of the Peer that one without a verdict replaces
         self.peers: dict[str, Object] = {}
         self.missing = False
         self.left = False
@@ -45,19 +53,48 @@ class Membership:
         self.missing = self._own not in seen and not self.left
         if self.left:
             return None
-        self.peers.update(seen)
+        self.peers.update({name: self._with_status(name, peer) for name, peer in seen.items()})
         gone = self.peers.keys() - seen.keys()
-        self._vanished = {name: self._vanished.get(name, now) for name in gone}
         if self.missing:
+            self._vanished = dict.fromkeys(gone, now + RETURN_SECONDS)
             return None
-        for name, since in list(self._vanished.items()):
-            if now - since >= HOLD_SECONDS:
-                del self.peers[name], self._vanished[name]
-        return min(self._vanished.values()) + HOLD_SECONDS if self._vanished else None
+        self._vanished = {name: self._vanished.get(name, now + HOLD_SECONDS) for name in gone}
+        for name in [name for name, due in self._vanished.items() if due <= now]:
+            del self.peers[name], self._vanished[name]
+            self._former.pop(name, None)
+        return min(self._vanished.values(), default=None)
+
+    def _with_status(self, name: str, peer: Object) -> Object:
+        """Return a Peer with the status to act on: its own, or that of the Peer whose place it has just taken."""
+        known = self.peers.get(name)
+        if known is not None and _uid(known) != _uid(peer) and _published(known):
+            self._former[name] = known["status"]
+        if name in self._former and _settled(peer):
+            del self._former[name]
+        return {**peer, "status": self._former[name]} if name in self._former else peer
 
     def leave(self) -> None:
         """Forget everything: our own Peer is really gone."""
-        self.peers, self._vanished, self.missing, self.left = {}, {}, False, True
+        self.peers, self._vanished, self._former, self.missing, self.left = {}, {}, {}, False, True
+
+
+def _uid(peer: Object) -> object:
+    return peer["metadata"].get("uid")
+
+
+def _published(peer: Object) -> bool:
+    status = peer.get("status")
+    return isinstance(status, dict) and bool(status.get("publicKey"))
+
+
+def _settled(peer: Object) -> bool:
+    """Tell whether a Peer has a key of its own, and nobody is about to judge it."""
+    if not _published(peer):
+        return False
+    conditions = peer["status"].get("conditions")
+    listed = conditions if isinstance(conditions, list) else []
+    verdict = next((each for each in listed if isinstance(each, dict) and each.get("type") == KEY_ACCEPTED), None)
+    return verdict is None or verdict.get("status") != "Unknown"
 
 
 def really_gone(own: str, kept: Mapping[str, Object], listed: Mapping[str, Object]) -> bool:
