@@ -207,7 +207,7 @@ class Agent:
             changed=self._publisher.due.set,
             transition=self._transition,
         )
-        await member.look_at_host()
+        await member.local.look()
         return member
 
     async def _stop_member(self) -> None:

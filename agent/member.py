@@ -26,17 +26,14 @@ from .activity import Activity
 from .dataplane import Adopted, DataPlane, Desired, Failure, problem_of, roamed
 from .facts import MeshFacts, OwnFacts, PeerFacts, RelayFacts
 from .keys import NodeKey
-from .nat.discovery import NatWatcher
-from .nat.report import NatReport
+from .local import Local
 from .nat.socket import ProbeSocket
 from .pathdriver import PathDriver
-from .paths.candidates import Candidate, own_candidates
 from .paths.model import Transition
 from .relayclient import NO_PROXY, ProxyMoved, RelayClient, RelayDown, RelayEvent, RelayServer, RelayUp
 from .report import NodeView, RelayView
 from .resolve import Resolver
 from .routing.host import HostNetwork
-from .routing.plan import Interface
 from .steering import table
 from .steering.table import SteeringError
 from .vicinity import local_nat, seen_nat
@@ -45,7 +42,6 @@ from .wireguard.backend import BackendError
 log = get_logger("agent.member")
 
 STATS_SECONDS = 1.0
-VERIFY_TABLE_SECONDS = 10.0
 VERIFY_HOST_SECONDS = 30.0  # a change is notified; this is for what nobody notified
 RETRY_SECONDS = 2.0
 NAMES_SECONDS = 300.0
@@ -91,13 +87,9 @@ class Member:
         self.peers: dict[str, PeerFacts] = {}
         self.problem: tuple[str, str] | None = ("Starting", "the data plane is being set up")
         self.relay_view = RelayView()
-        self.candidates: tuple[Candidate, ...] = ()
-        self._attached: tuple[Interface, ...] = ()
-        self._manual: tuple[Endpoint, ...] = ()
         self._server: frozenset[tuple[str, int]] = frozenset()
         self._proxies: dict[bytes, Endpoint] = {}
         self._activity = Activity()
-        self._underlay: str | None = None
         self._host_changed = asyncio.Event()
         self._resolve_again = asyncio.Event()
         self._due = asyncio.Event()
@@ -110,14 +102,7 @@ class Member:
             key.private, self.relay, telemetry, node, steer=self._due.set, changed=self._path_changed
         )
         self.probes = ProbeSocket(self.driver.heard, random.SystemRandom())
-        self.nat = NatWatcher(
-            self.probes,
-            self._stun_servers,
-            lambda: frozenset(each.ip for each in self._attached),
-            self._nat_report,
-            telemetry,
-            random.SystemRandom(),
-        )
+        self.local = Local(host, resolver, self.probes, telemetry, self._tell_local)
         plane.use_key(key.private)
         self.driver.use(self.probes)
 
@@ -130,18 +115,15 @@ class Member:
         news = (mesh, own, {peer.name: peer for peer in peers}, server)
         if news == (self.mesh, self.own, self.peers, self._server):
             return
-        stun_changed = self.mesh is not None and self.mesh.stun_servers != mesh.stun_servers
         relays_changed = self.mesh is None or self.mesh.relays != mesh.relays
         endpoint_changed = self.own is None or self.own.endpoint != own.endpoint
         self.mesh, self.own, self.peers, self._server = news
         if relays_changed or endpoint_changed:
             self._resolve_again.set()
-        if stun_changed:
-            self.nat.network_changed()
+        self.local.configure(mesh.listen_port, mesh.stun_servers)
         self.driver.set_policy(mesh.policy)
-        self.relay.set_underlay(self._underlay, mesh.listen_port)
+        self.relay.set_underlay(self.local.underlay, mesh.listen_port)
         self._follow_peers()
-        self._publish_local()
         self._mark_all()
 
     def _follow_peers(self) -> None:
@@ -153,15 +135,15 @@ class Member:
         for key in keys - self._proxies.keys():
             self._proxies[key] = self.relay.add_peer(key)
         mesh = self.mesh
-        self.driver.set_limits((each.ip for each in self._attached), mesh.ranges if mesh else (), self._server)
-        seen = {peer.name: seen_nat(peer, self._attached) for peer in self.peers.values()}
+        self.driver.set_limits((each.ip for each in self.local.attached), mesh.ranges if mesh else (), self._server)
+        seen = {peer.name: seen_nat(peer, self.local.attached) for peer in self.peers.values()}
         self.driver.set_peers({name: replace(peer, nat=seen[name]) for name, peer in self.peers.items()})
         self._adopt()
 
     def _adopt(self) -> None:
         """Continue what an agent before us left in the table, once for each peer."""
         for peer in self.peers.values():
-            legs = self._adopted.legs(peer.key, (str(each.ip) for each in self._attached))
+            legs = self._adopted.legs(peer.key, (str(each.ip) for each in self.local.attached))
             if legs is not None:
                 self.driver.adopt(peer.name, legs)
                 log.info("path adopted", peer=peer.name, direct=str(legs.direct) if legs.direct else None)
@@ -174,8 +156,8 @@ class Member:
             key=self.key,
             mesh=self.mesh,
             own=self.own,
-            nat=self.nat.report,
-            candidates=self.candidates,
+            nat=self.local.nat,
+            candidates=self.local.candidates,
             relay=self.relay_view,
             peers=tuple(self.peers.values()),
             paths={name: self.driver.paths.view(name) for name in self.peers},
@@ -263,7 +245,7 @@ class Member:
 
     async def _discover(self) -> None:
         await self._ready.wait()  # STUN through WireGuard's port needs the table
-        await self.nat.run()
+        await self.local.discover()
 
     async def _watch_counters(self) -> None:
         await self._ready.wait()
@@ -296,28 +278,14 @@ class Member:
             self._mark_all()
 
     async def _guard_table(self) -> None:
-        """Compare the nft table every 10 s, and when some table has changed."""
-        changed = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        notifications = table.watch(loop, changed.set)
-        try:
-            await self._ready.wait()
-            while True:
-                changed.clear()
-                try:
-                    await self.plane.verify_table()
-                except SteeringError as error:
-                    self._failed(error)
-                    self._mark_all()
-                try:
-                    async with asyncio.timeout(VERIFY_TABLE_SECONDS):
-                        await changed.wait()
-                    await asyncio.sleep(0.2)  # a reload comes in many notifications
-                except TimeoutError:
-                    continue
-        finally:
-            loop.remove_reader(notifications)
-            notifications.close()
+        await self._ready.wait()
+        while True:
+            try:
+                await table.guard(self.plane.verify_table)
+            except SteeringError as error:
+                self._failed(error)
+                self._mark_all()
+                await asyncio.sleep(RETRY_SECONDS)
 
     # The host.
 
@@ -326,55 +294,19 @@ class Member:
             await self._host_changed.wait()
             self._host_changed.clear()
             try:
-                if await self.look_at_host():
-                    log.info("the host's addresses or routes changed")
-                    self.nat.network_changed()
+                if await self.local.look() and self.mesh is not None:
+                    self.relay.set_underlay(self.local.underlay, self.mesh.listen_port)
                     self._follow_peers()
                     self.driver.network_changed()
             except Failure as error:
                 self._failed(error)
             self._mark_all()
 
-    async def look_at_host(self) -> bool:
-        """Read addresses and underlay; True when they changed. Once before the first `update`.
-
-        Raises:
-            OSError: the kernel cannot be asked.
-        """
-        before = (self._attached, self._underlay)
-        self._attached = tuple(await self._host.attached())
-        underlay = await self._host.underlay()
-        self._underlay = str(underlay.address) if underlay else None
-        if self.mesh is not None:
-            self.relay.set_underlay(self._underlay, self.mesh.listen_port)
-        self._publish_local()
-        return before != (self._attached, self._underlay)
-
-    # NAT, names, relay.
-
-    async def _stun_servers(self) -> list[Endpoint]:
-        names = self.mesh.stun_servers if self.mesh is not None else ()
-        found = await asyncio.gather(*(self._resolver.resolve(name) for name in names))
-        # One address of each name: two of one server would look like two servers.
-        first = (next((each for each in endpoints if each.ip.version == 4), None) for endpoints in found)
-        return list(dict.fromkeys(each for each in first if each is not None))
-
-    def _nat_report(self, report: NatReport) -> None:
-        log.info("nat", summary=report.summary(), mapping=report.mapping, filtering=report.filtering, udp=report.udp)
-        self._publish_local()
-
-    def _publish_local(self) -> None:
-        """Work out what others are told about us, and tell the machine."""
-        report = self.nat.report
-        self.candidates = own_candidates(
-            self._manual,
-            [each.ip for each in self._attached if each.version == 4],  # the steering table's family
-            report.mapped,
-            listen_port=self.mesh.listen_port if self.mesh else 0,
-            symmetric=report.symmetric,
-        )
-        self.driver.set_local(local_nat(report), (each.endpoint for each in self.candidates))
+    def _tell_local(self) -> None:
+        self.driver.set_local(local_nat(self.local.nat), (each.endpoint for each in self.local.candidates))
         self._changed()
+
+    # Names and the relay.
 
     async def _follow_names(self) -> None:
         """Resolve the relays' names and our annotation, on a change and every 5 minutes."""
@@ -385,8 +317,7 @@ class Member:
                 if not mesh.relays and self.relay_view.name:
                     await asyncio.sleep(LETTING_GO_SECONDS)  # each side goes direct alone: the other may be later
                 self.relay.configure([await self._relay_server(relay) for relay in mesh.relays])
-                self._manual = await self._resolver.resolve(own.endpoint) if own.endpoint else ()
-                self._publish_local()
+                await self.local.annotate(own.endpoint)
             try:
                 async with asyncio.timeout(NAMES_SECONDS if self.relay_view.name else RETRY_NAMES_SECONDS):
                     await self._resolve_again.wait()

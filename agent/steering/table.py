@@ -8,9 +8,10 @@ of nftables flush everything. What was adopted from an agent before us is read b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from ...wire.endpoint import Endpoint
 from .plan import TABLE, Elements, PeerSteering, SteeringPlan, elements, render, render_change
 
 log = get_logger("wirekube.agent.steering")
+
+VERIFY_SECONDS = 10.0
+SETTLE_SECONDS = 0.2  # a reload comes in many notifications
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES = 270, 1, 7
@@ -147,6 +151,24 @@ def watch(loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> socke
 
     loop.add_reader(notifications, drain)
     return notifications
+
+
+async def guard(verify: Callable[[], Awaitable[object]]) -> None:
+    """Call `verify` at once, every 10 s, and when some table has changed; runs until it raises or is cancelled."""
+    changed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    notifications = watch(loop, changed.set)
+    try:
+        while True:
+            changed.clear()
+            await verify()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(VERIFY_SECONDS):
+                    await changed.wait()
+                await asyncio.sleep(SETTLE_SECONDS)
+    finally:
+        loop.remove_reader(notifications)
+        notifications.close()
 
 
 async def _try(transaction: str) -> bool:
