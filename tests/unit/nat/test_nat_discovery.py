@@ -131,8 +131,8 @@ class Box:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is the answer in a tenth of the time."""
-    monkeypatch.setattr(socket, "RETRANSMIT", (0.03, 0.07))
+    """Silence is the answer in a third of the time."""
+    monkeypatch.setattr(socket, "RETRANSMIT", (0.1, 0.2))
 
 
 @pytest.fixture
