@@ -29,6 +29,7 @@ class Local:
         resolver: for STUN servers and the annotation.
         probes: the socket on WireGuard's port.
         changed: called when something below changed.
+        reached: whether some peer is reached directly now.
 
     Attributes:
         attached: addresses that others may try, with their networks.
@@ -43,6 +44,7 @@ class Local:
         probes: ProbeSocket,
         telemetry: Telemetry,
         changed: Callable[[], None],
+        reached: Callable[[], bool],
     ) -> None:
         self._host, self._resolver, self._changed = host, resolver, changed
         self._manual: tuple[Endpoint, ...] = ()
@@ -51,7 +53,9 @@ class Local:
         self.attached: tuple[Interface, ...] = ()
         self.underlay: str | None = None
         self.candidates: tuple[Candidate, ...] = ()
-        self._nat = NatWatcher(probes, self._servers, self._own, self._report, telemetry, random.SystemRandom())
+        self._nat = NatWatcher(
+            probes, self._servers, self._own, self._report, telemetry, random.SystemRandom(), reached
+        )
 
     @property
     def nat(self) -> NatReport:

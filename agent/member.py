@@ -102,7 +102,7 @@ class Member:
             key.private, self.relay, telemetry, node, steer=self._due.set, changed=self._path_changed
         )
         self.probes = ProbeSocket(self.driver.heard, random.SystemRandom())
-        self.local = Local(host, resolver, self.probes, telemetry, self._tell_local)
+        self.local = Local(host, resolver, self.probes, telemetry, self._tell_local, self._reaches_directly)
         plane.use_key(key.private)
         self.driver.use(self.probes)
 
@@ -305,6 +305,9 @@ class Member:
     def _tell_local(self) -> None:
         self.driver.set_local(local_nat(self.local.nat), (each.endpoint for each in self.local.candidates))
         self._changed()
+
+    def _reaches_directly(self) -> bool:
+        return any(legs.direct is not None for legs in self.driver.legs.values())
 
     # Names and the relay.
 

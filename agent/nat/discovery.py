@@ -86,6 +86,7 @@ class NatWatcher:
         servers: resolves the Mesh's STUN servers; called before each full discovery.
         own: this host's addresses.
         on_report: told each report that differs from the one before.
+        reached: whether some peer is reached directly now. Then silence is the servers' fault, and the report stays.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class NatWatcher:
         on_report: Callable[[NatReport], None],
         telemetry: Telemetry,
         rng: random.Random,
+        reached: Callable[[], bool] = lambda: False,
     ) -> None:
         self._probes, self._servers, self._own, self._on_report = probes, servers, own, on_report
+        self._reached = reached
         self._tracer, self._rng = telemetry.tracer, rng
         self._rounds = telemetry.meter.create_counter(names.STUN_DISCOVERIES, description="full STUN discoveries")
         self._again = asyncio.Event()
@@ -165,6 +168,9 @@ class NatWatcher:
         return True
 
     def _tell(self, report: NatReport) -> None:
+        if report.udp is Udp.BLOCKED and self._reached():
+            log.warning("no STUN server answers, though UDP works; what was known of the NAT stays")
+            return
         if report != self.report:
             self.report = report
             self._on_report(report)

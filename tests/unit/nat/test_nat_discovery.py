@@ -216,6 +216,21 @@ async def test_a_closed_socket_answers_nothing_and_breaks_nothing(opened, probes
     assert not probes.send(b"x", box.both[0])
 
 
+async def test_silent_servers_are_no_proof_while_a_peer_is_reached(opened, probes: ProbeSocket) -> None:  # type: ignore[no-untyped-def]
+    script, direct = Script(), [True]
+    box = await opened(script)
+
+    async def found() -> list[Endpoint]:
+        return box.both
+
+    watching = NatWatcher(probes, found, frozenset, lambda _: None, noop(), random.Random(2), lambda: direct[0])
+    known = await watching.discover(box.both)
+    script.silent = True
+    assert await watching.discover(box.both) == known
+    direct[0] = False
+    assert (await watching.discover(box.both)).udp is Udp.BLOCKED
+
+
 # Mapping.
 
 
