@@ -31,6 +31,7 @@ CALM_SECONDS = 1.0  # RTTs are taken when all is settled
 PING_SECONDS = 0.2
 FAULT_PING_SECONDS = 0.05
 FAULT_SECONDS = 15.0
+RELAYED_SECONDS = 1.5  # that its ping goes on over the relay is to be seen
 HEAL_SECONDS = 40.0
 MOST_GAP_SECONDS = 2.0
 SECOND_PROBER = 1000
@@ -211,6 +212,7 @@ def _break_and_heal(lab: Lab, a: str, b: str) -> FaultResult:
             lab.block_udp(a, b)
             to_relay = _until_both(lab, a, b, RELAYED, FAULT_SECONDS)
             details.append(f"moved to the relay after {_after(to_relay)}")
+            time.sleep(RELAYED_SECONDS)
         with lab.progress.step("the path healed", f"{a} <-> {b} got UDP back and") as details:
             lab.unblock_udp(a, b)
             to_direct = _until_both(lab, a, b, DIRECT, HEAL_SECONDS)

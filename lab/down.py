@@ -12,7 +12,7 @@ import signal
 
 from . import netns
 from .lab import Lab
-from .processes import signal_and_wait
+from .processes import Processes, signal_and_wait
 from .state import LabError
 
 GRACE_SECONDS = 3.0
@@ -43,6 +43,6 @@ def _stop_python(lab: Lab) -> None:
     """Let our own processes end by themselves, so that they can flush their telemetry; the rest is killed."""
     if not lab.folder.run.exists():
         return
-    processes = lab.processes
+    processes = Processes(lab.folder.run)  # of a lab that may be unfinished
     ours = [name for name in processes.names() if name.startswith("agent-") or name in ("operator", "relay")]
     signal_and_wait([pid for name in ours if (pid := processes.pid(name))], signal.SIGTERM, GRACE_SECONDS)

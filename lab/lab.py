@@ -57,12 +57,22 @@ class Lab:
 
     @property
     def processes(self) -> Processes:
-        """Everything that runs for it, except the control plane."""
+        """Everything that runs for it, except the control plane.
+
+        Raises:
+            LabError: the lab is not up.
+        """
+        self._described()  # before a folder is made for a lab that is not there
         return Processes(self.folder.run)
 
     @property
     def control_plane(self) -> ControlPlane:
-        """Its API server; kubectl runs beside it, for nothing else on this machine reaches it."""
+        """Its API server; kubectl runs beside it, for nothing else on this machine reaches it.
+
+        Raises:
+            LabError: the lab is not up.
+        """
+        self._described()
         return ControlPlane(
             self.folder.control_plane,
             find_or_build(),
@@ -101,7 +111,6 @@ class Lab:
         Raises:
             LabError: the lab is not up.
         """
-        self._described()
         prefix = ("ip", "netns", "exec", self.namespace("api"))
         return [*prefix, str(find_or_build() / "kubectl"), "--kubeconfig", self.control_plane.kubeconfig, *arguments]
 

@@ -93,7 +93,7 @@ table ip lab-services {{
   ip daddr {API_SERVICE} tcp dport 443 dnat to {API_ADDRESS}:{API_PORT}
  }}
  chain cout {{
-  type nat hook output priority dstnat; policy accept;
+  type nat hook output priority -100; policy accept;
   ip daddr {API_SERVICE} tcp dport 443 dnat to {API_ADDRESS}:{API_PORT}
  }}
  chain cpost {{
