@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which Peers the data plane keeps: what the API server shows, but not all that it stops showing. Pure.
 
-A Peer leaves only when it is seen to be deleted while our own Peer is there, and has stayed away for a second. So what
+A Peer leaves only when it is seen to be deleted while our own Peer is there, and has stayed away for two seconds. So what
 removes everything at once (the CRD deleted by accident, an empty list, a lost right) removes nothing here: our own Peer
 goes with the others, and from then on nothing is forgotten until `leave` says that we are really out.
 
@@ -19,7 +19,7 @@ from ..api.effective import KEY_ACCEPTED
 
 Object = dict[str, Any]
 
-HOLD_SECONDS = 1.0
+HOLD_SECONDS = 2.0  # the API server needs seconds to delete a thousand objects
 RETURN_SECONDS = 60.0  # after our own Peer came back, for those that went with it
 
 

@@ -221,30 +221,35 @@ class WatchedPeers:
             self._look_after(max(0.0, again - now))
 
     async def _ask_about_own(self, client: Client) -> None:
+        """Leave when two looks, some time apart, say that we are out while the others stay: a mass deletion has no order."""
         while True:
             await self._absent.wait()
             self._absent.clear()
+            before: frozenset[str] | None = None
             while self._members.missing:
-                if await self._is_gone(client):
+                others = await self._others_without_us(client)
+                if others is not None and before is not None and before <= others:
                     log.info("this node has no Peer: it is not in the mesh")
                     self._members.leave()
                     self._changed()
                     break
+                before = others
                 await asyncio.sleep(ASK_SECONDS)
 
-    async def _is_gone(self, client: Client) -> bool:
+    async def _others_without_us(self, client: Client) -> frozenset[str] | None:
+        """Return the names of the other Peers where ours is gone and they are not; None for anything else."""
         try:
             await client.get(PEER, self._node)
         except NotFound as error:
             if error.whole_resource:
-                return False
+                return None
         except ApiError:
-            return False
+            return None
         else:
-            return False
+            return None
         try:
             listed, _ = await client.list(PEER)
         except ApiError:
-            return False
+            return None
         by_name = {peer["metadata"]["name"]: peer for peer in listed}
-        return really_gone(self._node, self._members.peers, by_name)
+        return frozenset(by_name) if really_gone(self._node, self._members.peers, by_name) else None

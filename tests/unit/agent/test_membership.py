@@ -15,7 +15,7 @@ def peers(*names: str) -> dict[str, Any]:
     return {name: {"metadata": {"name": name}} for name in names}
 
 
-def test_a_deleted_peer_leaves_after_a_second() -> None:
+def test_a_deleted_peer_leaves_after_a_while() -> None:
     members = Membership("me")
     assert members.observe(peers("me", "a", "b"), 0.0) is None
     again = members.observe(peers("me", "a"), 10.0)
