@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from ..runtime.conditions import readable
 from ..runtime.errors import ApiError
 from ..runtime.objects import Object
 from ..telemetry.logs import get_logger
@@ -82,10 +83,11 @@ class Publisher:
         return 0.0  # what changed while it was written
 
     def _wanted(self, own: Object) -> Status:
-        shown = own.get("status") or {}
+        status = own.get("status")
+        shown = status if isinstance(status, dict) else {}
         applied = self._budget.applied or shown
         wanted = report.status(
-            self._view(), applied.get("conditions") or [], own["metadata"].get("generation", 0), report.now_iso()
+            self._view(), readable(applied.get("conditions")), own["metadata"].get("generation", 0), report.now_iso()
         )
         if "publicKey" not in wanted and shown.get("publicKey"):
             # The key is not loaded yet. Leaving it out would take it away from everybody.

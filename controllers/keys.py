@@ -204,7 +204,7 @@ def mesh_to_peers(peers: Store) -> Callable[[Event], list[Key]]:
 
 def _keys_of(peer: Object) -> list[str]:
     key = status_of(peer).get("publicKey")
-    return [key] if key else []
+    return [key] if key and isinstance(key, str) else []
 
 
 def _networks(peer: Object) -> tuple[object, object]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ..api.constants import GROUP_VERSION, MESH_NAME
+from ..runtime.conditions import readable
 from ..runtime.objects import Key, Kind, Object
 
 MESH: Final = Kind(GROUP_VERSION, "wirekubemeshes", "WireKubeMesh")
@@ -19,18 +20,22 @@ MESH_KEY: Final[Key] = ("", MESH_NAME)
 
 
 def spec_of(obj: Object) -> dict[str, Any]:
-    """Return the spec, empty when there is none."""
-    return obj.get("spec") or {}
+    """Return the spec, empty when there is none, or none that can be read."""
+    return _mapping(obj.get("spec"))
 
 
 def status_of(obj: Object) -> dict[str, Any]:
-    """Return the status, empty when there is none."""
-    return obj.get("status") or {}
+    """Return the status, empty when there is none, or none that can be read."""
+    return _mapping(obj.get("status"))
 
 
 def conditions_of(obj: Object) -> list[dict[str, Any]]:
-    """Return status.conditions, empty when there are none."""
-    return status_of(obj).get("conditions") or []
+    """Return those of status.conditions that can be read."""
+    return readable(status_of(obj).get("conditions"))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def uid_of(obj: Object) -> str:

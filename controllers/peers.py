@@ -141,8 +141,9 @@ def ours(peer: Object) -> bool:
 
 
 def addresses_of(peer: Object | None) -> tuple[str, ...]:
-    """Return the mesh addresses of a Peer."""
-    return tuple(spec_of(peer).get("addresses") or ()) if peer is not None else ()
+    """Return the mesh addresses of a Peer, as far as they can be read."""
+    found = spec_of(peer).get("addresses") if peer is not None else None
+    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
 
 
 def taken_places(

@@ -10,6 +10,11 @@ Condition = dict[str, Any]
 STATUSES = ("True", "False", "Unknown")
 
 
+def readable(value: object) -> list[Condition]:
+    """Return what is a condition in something that should be a list of them: objects may come past their schema."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
 def find_condition(conditions: Iterable[Condition], type: str) -> Condition | None:
     """Return the condition of this type, or None."""
     return next((c for c in conditions if c.get("type") == type), None)
