@@ -35,7 +35,9 @@ def missing_tools(names: Iterable[str]) -> list[str]:
 
 
 def until_stun_answers(namespace: str, last_words: Callable[[], str]) -> None:
-    """Wait until the STUN server answers on both addresses.
+    """Wait until the STUN server answers from both addresses, and from the other address and port when asked to.
+
+    The last comes a moment later than the first; who asks in between takes the NAT for a stricter one.
 
     Raises:
         LabError: it does not, with the end of its log.
@@ -43,13 +45,18 @@ def until_stun_answers(namespace: str, last_words: Callable[[], str]) -> None:
     with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         asker.settimeout(0.1)
         for address in STUN_ADDRESSES:
-            if not until(partial(_answers, asker, (str(address), STUN_PORT)), STUN_SECONDS):
-                raise LabError(f"the STUN server does not answer on {address}: {last_words()}")
+            for changed in (False, True):
+                if not until(partial(_answers, asker, (str(address), STUN_PORT), changed), STUN_SECONDS):
+                    raise LabError(f"the STUN server does not answer on {address}: {last_words()}")
 
 
-def _answers(asker: socket.socket, server: tuple[str, int]) -> bool:
-    asker.sendto(stun.encode_request(os.urandom(stun.TXID_BYTES)), server)
+def _answers(asker: socket.socket, server: tuple[str, int], changed: bool) -> bool:
+    txid = os.urandom(stun.TXID_BYTES)
+    asker.sendto(stun.encode_request(txid, change_ip=changed, change_port=changed), server)
     try:
-        return stun.looks_like_stun(asker.recv(2048))
+        while message := stun.decode(asker.recv(2048)):
+            if message.txid == txid:
+                return message.kind == stun.BINDING_SUCCESS
     except TimeoutError:
-        return False
+        pass
+    return False
