@@ -38,6 +38,7 @@ class Publisher:
         self._budget = StatusBudget()
         self._uid = ""
         self._said = ""
+        self._shown = False  # the watch has shown what we wrote last
         self.due = asyncio.Event()
 
     def forget(self) -> None:
@@ -64,6 +65,7 @@ class Publisher:
         if own["metadata"].get("uid") != self._uid:
             self._uid = own["metadata"].get("uid", "")
             self._budget.forget()
+        self._notice_others(own)
         wanted, now = self._wanted(own), time.monotonic()
         at = self._budget.due(wanted, now)
         if at is None:
@@ -78,9 +80,19 @@ class Publisher:
                 self._said = error.message
                 log.warning("the status cannot be written; trying again", error=error.message)
             return RETRY_SECONDS
-        self._said = ""
+        self._said, self._shown = "", False
         self._budget.done(wanted, now)
         return 0.0  # what changed while it was written
+
+    def _notice_others(self, own: Object) -> None:
+        """Write again what somebody else has changed: others act on our key, and we do not see that they lack it."""
+        if self._budget.applied is None:
+            return
+        intact = _has_all(own.get("status"), self._budget.applied)
+        if self._shown and not intact:
+            log.warning("somebody else has changed this node's status; it is written again")
+            self._budget.forget()
+        self._shown = intact
 
     def _wanted(self, own: Object) -> Status:
         status = own.get("status")
@@ -93,3 +105,12 @@ class Publisher:
             # The key is not loaded yet. Leaving it out would take it away from everybody.
             wanted["publicKey"] = shown["publicKey"]
         return wanted
+
+
+def _has_all(shown: object, applied: Status) -> bool:
+    """Tell whether an object's status has all that we wrote; conditions of others may stand beside ours."""
+    if not isinstance(shown, dict):
+        return False
+    there = readable(shown.get("conditions"))
+    fields = all(shown.get(name) == value for name, value in applied.items() if name != "conditions")
+    return fields and all(each in there for each in applied.get("conditions") or [])
