@@ -6,16 +6,14 @@ removes everything at once (the CRD deleted by accident, an empty list, a lost r
 goes with the others, and from then on nothing is forgotten until `leave` says that we are really out.
 
 Such an accident ends with Peers that are made anew, one by one and without a status. Who is not back yet gets a minute,
-and a Peer that is back keeps the status of the old one (its key, where it is reached, that its key is accepted) until its
-agent has published and the operator has judged. So the way back takes nothing out of the data plane either.
+and a Peer that is back keeps the status of the old one (its key, where it is reached) until its agent has published
+again. So the way back takes nothing out of the data plane either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from ..api.effective import KEY_ACCEPTED
 
 Object = dict[str, Any]
 
@@ -38,7 +36,7 @@ class Membership:
     def __init__(self, own: str) -> None:
         self._own = own
         self._vanished: dict[str, float] = {}  # when each Peer that is not seen any more leaves
-        self._former: dict[str, Object] = {}  # status of the Peer that one without a verdict replaces
+        self._former: dict[str, Object] = {}  # status of the Peer that one without a key replaces
         self.peers: dict[str, Object] = {}
         self.missing = False
         self.left = False
@@ -69,7 +67,7 @@ class Membership:
         known = self.peers.get(name)
         if known is not None and _uid(known) != _uid(peer) and _published(known):
             self._former[name] = known["status"]
-        if name in self._former and _settled(peer):
+        if name in self._former and _published(peer):
             del self._former[name]
         return {**peer, "status": self._former[name]} if name in self._former else peer
 
@@ -85,16 +83,6 @@ def _uid(peer: Object) -> object:
 def _published(peer: Object) -> bool:
     status = peer.get("status")
     return isinstance(status, dict) and bool(status.get("publicKey"))
-
-
-def _settled(peer: Object) -> bool:
-    """Tell whether a Peer has a key of its own, and nobody is about to judge it."""
-    if not _published(peer):
-        return False
-    conditions = peer["status"].get("conditions")
-    listed = conditions if isinstance(conditions, list) else []
-    verdict = next((each for each in listed if isinstance(each, dict) and each.get("type") == KEY_ACCEPTED), None)
-    return verdict is None or verdict.get("status") != "Unknown"
 
 
 def really_gone(own: str, kept: Mapping[str, Object], listed: Mapping[str, Object]) -> bool:

@@ -124,7 +124,8 @@ def mesh_ranges(mesh: Object | None) -> tuple[Network, ...]:
 
 
 def _judged(peer: WireKubePeer) -> bool:
-    return any(condition.type == KEY_ACCEPTED for condition in peer.status.conditions)
+    """Tell whether there is a verdict on a key; Unknown says that there was no key yet when the operator looked."""
+    return any(each.type == KEY_ACCEPTED and each.status != "Unknown" for each in peer.status.conditions)
 
 
 def _effective(mesh: Object | None, objects: Iterable[Object], admits: Callable[[WireKubePeer], bool]) -> Effective:

@@ -124,6 +124,13 @@ def test_an_address_has_one_owner() -> None:
     assert reasons(result) == [("young", "AddressTaken"), ("young", "AddressMalformed")]
 
 
+def test_a_key_that_came_after_the_operator_looked_is_not_judged_yet() -> None:
+    early = peer("a", 1)
+    early["status"]["conditions"] = [condition("Unknown", "the node's agent has not published a key yet")]
+    assert names(effective_peers_unjudged(MESH, [early])) == ["a"]
+    assert names(effective_peers(MESH, [early])) == []
+
+
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=5),
