@@ -33,6 +33,10 @@ class Forwarder:
         registry: destinations.
         counters: what to count in.
         control: called with connection, frame type and body of each other frame.
+
+    Attributes:
+        buffer: where the caller puts what it read.
+        view: the same.
     """
 
     def __init__(
@@ -42,8 +46,10 @@ class Forwarder:
         self._counters = counters
         self._control = control
         self._now = 0.0
+        self.buffer = bytearray(wire.READ + 4 + wire.MAX_LENGTH)
+        self.view = memoryview(self.buffer)
 
-    def process(self, conn: Connection, buffer: bytearray, have: int, now: float) -> int:
+    def process(self, conn: Connection, have: int, now: float) -> int:
         """Handle whole frames at the front of `buffer[:have]`, at most FRAMES_A_TURN.
 
         Sets `conn.more` when it stopped at that number. An incomplete frame stays.
@@ -55,43 +61,43 @@ class Forwarder:
             ProtocolError: a frame outside the limits; what came before it was handled.
         """
         self._now = now
+        buffer, view = self.buffer, self.view
         me = conn.key
         position = start = run = 0
         last = b""
         limit = _limit(conn)
         left = FRAMES_A_TURN
         length: int
-        with memoryview(buffer) as view:
-            while left and have - position >= _FIRST:
-                length, kind = _unpack(buffer, position)
-                if not 1 <= length <= limit:
+        while left and have - position >= _FIRST:
+            length, kind = _unpack(buffer, position)
+            if not 1 <= length <= limit:
+                self._deliver(last, view[start:position], run)
+                raise wire.ProtocolError(f"frame of {length} bytes")
+            end = position + 4 + length
+            if end > have:
+                break
+            if me is not None and (
+                (kind == wire.DATA and length >= _DATA_LOW)
+                or (kind == wire.SIGNAL and _SIGNAL_LOW <= length <= _SIGNAL_HIGH)
+            ):
+                key = buffer[position + _FIRST : position + _AFTER_KEY]
+                if key != last:
                     self._deliver(last, view[start:position], run)
-                    raise wire.ProtocolError(f"frame of {length} bytes")
-                end = position + 4 + length
-                if end > have:
-                    break
-                if me is not None and (
-                    (kind == wire.DATA and length >= _DATA_LOW)
-                    or (kind == wire.SIGNAL and _SIGNAL_LOW <= length <= _SIGNAL_HIGH)
-                ):
-                    key = buffer[position + _FIRST : position + _AFTER_KEY]
-                    if key != last:
-                        self._deliver(last, view[start:position], run)
-                        start, run, last = position, 0, bytes(key)
-                    alike = _readdress(buffer, position, have, 4 + length, me, left)
-                    run += alike
-                    left -= alike
-                    position += alike * (4 + length)
-                else:
-                    self._deliver(last, view[start:position], run)
-                    start, run, last = end, 0, b""
-                    self._control(conn, kind, bytes(view[position + _FIRST : end]))
-                    left -= 1
-                    position = end
-                    if conn.closed:
-                        return end
-                    me, limit = conn.key, _limit(conn)
-            self._deliver(last, view[start:position], run)
+                    start, run, last = position, 0, bytes(key)
+                alike = _readdress(buffer, position, have, 4 + length, me, left)
+                run += alike
+                left -= alike
+                position += alike * (4 + length)
+            else:
+                self._deliver(last, view[start:position], run)
+                start, run, last = end, 0, b""
+                self._control(conn, kind, bytes(view[position + _FIRST : end]))
+                left -= 1
+                position = end
+                if conn.closed:
+                    return end
+                me, limit = conn.key, _limit(conn)
+        self._deliver(last, view[start:position], run)
         conn.more = not left
         return position
 

@@ -83,7 +83,6 @@ class RelayServer:
         self._connections: dict[int, Connection] = {}
         self._fresh: dict[Connection, None] = {}  # not registered yet, oldest first
         self._more: set[Connection] = set()
-        self._buffer = bytearray(wire.READ + 4 + wire.MAX_LENGTH)
         self._now = time.monotonic()
         self._listener = _listen(address)
         self.address = Endpoint.of(*self._listener.getsockname()[:2])
@@ -121,7 +120,9 @@ class RelayServer:
             self._shut()
 
     def _turn(self, events: list[tuple[int, int]]) -> None:
-        waiting, self._more = self._more, set()
+        waiting = self._more
+        if waiting:
+            self._more = set()
         for conn in waiting:
             if not conn.closed:
                 self._serve(conn, read=False)
@@ -139,12 +140,13 @@ class RelayServer:
 
     def _serve(self, conn: Connection, read: bool) -> None:
         """Handle one read, or what an earlier turn left of one."""
+        view = self._forwarder.view
         have = len(conn.rest)
-        self._buffer[:have] = conn.rest
+        if have:
+            view[:have] = conn.rest
         if read:
             try:
-                with memoryview(self._buffer) as view:
-                    size = conn.sock.recv_into(view[have : have + wire.READ])
+                size = conn.sock.recv_into(view[have : have + wire.READ])
             except BlockingIOError:
                 return
             except OSError:
@@ -156,12 +158,11 @@ class RelayServer:
             have += size
             conn.heard = self._now
         try:
-            used = self._forwarder.process(conn, self._buffer, have, self._now)
+            used = self._forwarder.process(conn, have, self._now)
         except wire.ProtocolError as error:
             self._close(conn, str(error))
             return
-        with memoryview(self._buffer) as view:
-            conn.rest = bytes(view[used:have])
+        conn.rest = bytes(view[used:have]) if used < have else b""
         if conn.more and not conn.closed:
             self._more.add(conn)
 

@@ -44,7 +44,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Generator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -206,40 +206,38 @@ class Reader:
     def __init__(self, read: int = READ) -> None:
         self._buffer = bytearray(read + 4 + MAX_LENGTH)
         self._view = memoryview(self._buffer)
+        self._start = 0  # where the first byte that is not part of a yielded frame stands
         self._have = 0
         self._read = read
 
     def space(self) -> memoryview:
-        """Return room for one read; never empty once `frames()` ran to its end."""
+        """Return room for one read; never empty once `frames()` ran to its end. Bodies are not valid any more."""
+        if self._start:
+            rest = self._have - self._start
+            self._view[:rest] = self._view[self._start : self._have]
+            self._start, self._have = 0, rest
         return self._view[self._have : self._have + self._read]
 
     def filled(self, size: int) -> None:
         """Note that a read put `size` bytes into `space()`."""
         self._have += size
 
-    def frames(self) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield type and body of each complete frame; a body is valid until the next step. Keeps the rest.
+    def frames(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield type and body of each complete frame; a body is valid until `space()`. Keeps the rest.
 
         Raises:
             ProtocolError: a length or a body size is outside the limits. The stream cannot be used any more.
         """
-        position = 0
-        try:
-            while self._have - position >= HEADER.size:
-                length, kind = HEADER.unpack_from(self._buffer, position)
-                if not 1 <= length <= MAX_LENGTH:
-                    raise ProtocolError(f"frame of {length} bytes")
-                end = position + 4 + length
-                if end > self._have:
-                    break
-                check(kind, length - 1)
-                start, position = position + HEADER.size, end
-                yield kind, self._view[start:end]
-        finally:
-            if position:
-                rest = self._have - position
-                self._view[:rest] = self._view[position : self._have]
-                self._have = rest
+        while self._have - self._start >= HEADER.size:
+            length, kind = HEADER.unpack_from(self._buffer, self._start)
+            if not 1 <= length <= MAX_LENGTH:
+                raise ProtocolError(f"frame of {length} bytes")
+            end = self._start + 4 + length
+            if end > self._have:
+                return
+            check(kind, length - 1)
+            start, self._start = self._start + HEADER.size, end
+            yield kind, self._view[start:end]
 
 
 def public_key(private: bytes) -> bytes:

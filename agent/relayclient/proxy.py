@@ -72,21 +72,22 @@ class Proxy:
             self.sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         self.endpoint = Endpoint.of(*self.sock.getsockname())
 
-    def receive(self, batch: Batch) -> Iterator[tuple[int, int, int]]:
+    def receive(self, batch: Batch) -> list[tuple[int, int, int]]:
         """Read what waits, at most 64 times or 256 KiB, into the batch as whole DATA frames, one behind the other.
 
-        Yields:
+        Returns:
             For each train: where its frame starts and ends in the batch, and the segment size.
         """
+        frames: list[tuple[int, int, int]] = []
         position = 0
         for _ in range(DATAGRAMS_A_TURN):
             if position > Batch.SIZE:
-                return
+                break
             start = position + wire.DATA_HEADER
             try:
-                size, ancillary, _, source = self.sock.recvmsg_into([batch.view[start : start + wire.MAX_TRAIN]], 64)
+                size, ancillary, _, source = self.sock.recvmsg_into((batch.view[start : start + wire.MAX_TRAIN],), 64)
             except OSError:  # nothing more, or a report about an earlier send
-                return
+                break
             if source != self._wireguard:
                 self._stats.refused_source += 1
                 continue
@@ -94,8 +95,9 @@ class Proxy:
             if not 0 < segment < size:
                 segment = 0
             wire.put_data_header(batch.buffer, position, self._key, segment, size)
-            yield position, start + size, segment
+            frames.append((position, start + size, segment))
             position = start + size
+        return frames
 
     def deliver(self, segment: int, train: memoryview) -> None:
         """Give a train to WireGuard; what its socket does not take is dropped and counted."""
@@ -103,18 +105,23 @@ class Proxy:
         self._stats.trains_in += 1
         self._stats.bytes_in += size
         if not 0 < segment < size:
-            self._send(train, [])
-            return
-        for start, end in pieces(size, segment):
-            cut = [(socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(segment))] if end - start > segment else []
-            if not self._send(train[start:end], cut):
-                for packet in range(start, end, segment):
-                    self._send(train[packet : min(end, packet + segment)], [])
+            self._send(train, ())
+        elif size <= MAX_BYTES and size <= MAX_SEGMENTS * segment:
+            self._send_train(train, segment)
+        else:
+            for start, end in pieces(size, segment):
+                self._send_train(train[start:end], segment)
 
-    def _send(self, data: memoryview, segments: list[tuple[int, int, bytes]]) -> bool:
+    def _send_train(self, train: memoryview, segment: int) -> None:
+        """Send a train that the kernel can cut, or its packets one by one where it refuses to."""
+        if not self._send(train, ((socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(segment)),)):
+            for packet in range(0, len(train), segment):
+                self._send(train[packet : packet + segment], ())
+
+    def _send(self, data: memoryview, segments: tuple[tuple[int, int, bytes], ...]) -> bool:
         """Send once; False when the kernel cannot cut this train, so that the caller sends its packets one by one."""
         try:
-            self.sock.sendmsg([data], segments, 0, self._wireguard)
+            self.sock.sendmsg((data,), segments, 0, self._wireguard)
         except OSError as error:
             if segments and error.errno in {errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP}:
                 return False

@@ -77,13 +77,12 @@ async def _handshake(sock: socket.socket, handshake: wire.ClientHandshake, clock
 async def _expect(sock: socket.socket, reader: wire.Reader, kind: int) -> bytes:
     loop = asyncio.get_running_loop()
     while True:
-        with contextlib.closing(reader.frames()) as frames:
-            for got, body in frames:
-                if got in {wire.ERROR, wire.CLOSE}:
-                    raise wire.HandshakeError(f"the relay says: {wire.parse_text(bytes(body))}")
-                if got != kind:
-                    raise wire.ProtocolError(f"frame type {got} is out of place")
-                return bytes(body)
+        for got, body in reader.frames():
+            if got in {wire.ERROR, wire.CLOSE}:
+                raise wire.HandshakeError(f"the relay says: {wire.parse_text(bytes(body))}")
+            if got != kind:
+                raise wire.ProtocolError(f"frame type {got} is out of place")
+            return bytes(body)
         size = await loop.sock_recv_into(sock, reader.space())
         if not size:
             raise wire.HandshakeError("the relay closed the connection")
@@ -203,13 +202,12 @@ class Session:
 
     def _frames(self) -> None:
         try:
-            with contextlib.closing(self._reader.frames()) as frames:
-                for kind, body in frames:
-                    if kind in {wire.CLOSE, wire.ERROR}:
-                        self.end(f"the relay says: {wire.parse_text(bytes(body))}")
-                    elif wire.known(kind):
-                        self._on_frame(kind, body)
-                    if self.ended.done():
-                        return
+            for kind, body in self._reader.frames():
+                if kind in {wire.CLOSE, wire.ERROR}:
+                    self.end(f"the relay says: {wire.parse_text(bytes(body))}")
+                else:
+                    self._on_frame(kind, body)
+                if self.ended.done():
+                    return
         except wire.ProtocolError as error:
             self.end(str(error))

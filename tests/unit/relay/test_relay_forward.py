@@ -42,15 +42,17 @@ class World:
     def note(self, kind: int, body: bytes) -> None:
         self.controls.append((kind, body))
 
+    def process(self, data: bytes) -> int:
+        self.forwarder.buffer[: len(data) + 64] = data + data[:64].ljust(64, b"\0")  # stale bytes must not be looked at
+        return self.forwarder.process(cast("Connection", self.sessions[ME]), len(data), 0.0)
+
     def feed(self, stream: bytes, cut: int) -> None:
         """Hand the stream over in reads of `cut` bytes, as the server does: the rest stays in front."""
         me = self.sessions[ME]
         rest = b""
         while stream or me.more:
             rest, stream = rest + stream[:cut], stream[cut:]
-            buffer = bytearray(rest) + bytes(rest[:64])  # stale bytes behind the read must not be looked at
-            used = self.forwarder.process(cast("Connection", me), buffer, len(rest), 0.0)
-            rest = rest[used:]
+            rest = rest[self.process(rest) :]
         assert not rest
 
 
@@ -99,7 +101,7 @@ def test_a_turn_ends_after_its_frames(beyond: int, ahead: int) -> None:
     count = forward.FRAMES_A_TURN - ahead + beyond
     stream = wire.frame(wire.PING, bytes(8)) * ahead + wire.data_frame(A, 0, b"x") * count
     me = world.sessions[ME]
-    used = world.forwarder.process(cast("Connection", me), bytearray(stream), len(stream), 0.0)
+    used = world.process(stream)
     assert me.more
     assert len(world.controls) + world.counters.frames == forward.FRAMES_A_TURN
     assert used == 13 * ahead + 40 * (forward.FRAMES_A_TURN - ahead)
