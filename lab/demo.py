@@ -36,6 +36,7 @@ HEAL_SECONDS = 40.0
 MOST_GAP_SECONDS = 2.0
 SECOND_PROBER = 1000
 POLL_SECONDS = 0.1
+KUBECTL_SECONDS = 0.5  # it costs 0.1 s of a processor each time, while agents start
 
 
 class Interrupted(Exception):
@@ -141,7 +142,7 @@ def _flows(lab: Lab) -> list[Flow]:
         found.update(lab.mesh_addresses())
         return all(found.values())
 
-    wait.until(addressed, SETTLE_SECONDS, POLL_SECONDS * 2)
+    wait.until(addressed, SETTLE_SECONDS, KUBECTL_SECONDS)
     return [Flow(here, there, address) for here, there in permutations(lab.nodes, 2) for address in found[there]]
 
 
