@@ -6,8 +6,8 @@ removes everything at once (the CRD deleted by accident, an empty list, a lost r
 goes with the others, and from then on nothing is forgotten until `leave` says that we are really out.
 
 Such an accident ends with Peers that are made anew, one by one and without a status. Who is not back yet gets a minute,
-and a Peer that is back keeps the status of the old one (its key, where it is reached) until its agent has published
-again. So the way back takes nothing out of the data plane either.
+and a Peer without a key keeps the status of the old one (its key, where it is reached) until its agent has published
+again; no agent takes its key back. So the way back takes nothing out of the data plane either.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class Membership:
     def __init__(self, own: str) -> None:
         self._own = own
         self._vanished: dict[str, float] = {}  # when each Peer that is not seen any more leaves
-        self._former: dict[str, Object] = {}  # status of the Peer that one without a key replaces
         self.peers: dict[str, Object] = {}
         self.missing = False
         self.left = False
@@ -59,25 +58,18 @@ class Membership:
         self._vanished = {name: self._vanished.get(name, now + HOLD_SECONDS) for name in gone}
         for name in [name for name, due in self._vanished.items() if due <= now]:
             del self.peers[name], self._vanished[name]
-            self._former.pop(name, None)
         return min(self._vanished.values(), default=None)
 
     def _with_status(self, name: str, peer: Object) -> Object:
-        """Return a Peer with the status to act on: its own, or that of the Peer whose place it has just taken."""
+        """Return a Peer with the status to act on: one without a key keeps what was known of it, but for our own."""
         known = self.peers.get(name)
-        if known is not None and _uid(known) != _uid(peer) and _published(known):
-            self._former[name] = known["status"]
-        if name in self._former and _published(peer):
-            del self._former[name]
-        return {**peer, "status": self._former[name]} if name in self._former else peer
+        if known is None or name == self._own or _published(peer) or not _published(known):
+            return peer
+        return {**peer, "status": known["status"]}
 
     def leave(self) -> None:
         """Forget everything: our own Peer is really gone."""
-        self.peers, self._vanished, self._former, self.missing, self.left = {}, {}, {}, False, True
-
-
-def _uid(peer: Object) -> object:
-    return peer["metadata"].get("uid")
+        self.peers, self._vanished, self.missing, self.left = {}, {}, False, True
 
 
 def _published(peer: Object) -> bool:

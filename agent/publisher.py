@@ -13,7 +13,7 @@ from ..runtime.objects import Object
 from ..telemetry.logs import get_logger
 from . import report
 from .peersource import Snapshot, WatchedPeers
-from .publish import Status, StatusBudget
+from .publish import MIN_SECONDS, Status, StatusBudget
 from .report import NodeView
 
 log = get_logger("agent.status")
@@ -39,6 +39,7 @@ class Publisher:
         self._uid = ""
         self._said = ""
         self._shown = False  # the watch has shown what we wrote last
+        self._repaired = float("-inf")
         self.due = asyncio.Event()
 
     def forget(self) -> None:
@@ -65,11 +66,12 @@ class Publisher:
         if own["metadata"].get("uid") != self._uid:
             self._uid = own["metadata"].get("uid", "")
             self._budget.forget()
-        self._notice_others(own)
-        wanted, now = self._wanted(own), time.monotonic()
+        now = time.monotonic()
+        again = self._notice_others(own, now)
+        wanted = self._wanted(own)
         at = self._budget.due(wanted, now)
         if at is None:
-            return None
+            return again
         if at > now:
             return at - now
         try:
@@ -84,15 +86,19 @@ class Publisher:
         self._budget.done(wanted, now)
         return 0.0  # what changed while it was written
 
-    def _notice_others(self, own: Object) -> None:
-        """Write again what somebody else has changed: others act on our key, and we do not see that they lack it."""
+    def _notice_others(self, own: Object, now: float) -> float | None:
+        """Write again what somebody else has changed; others act on our key. Return seconds until that may be done."""
         if self._budget.applied is None:
-            return
-        intact = _has_all(own.get("status"), self._budget.applied)
-        if self._shown and not intact:
+            return None
+        if _has_all(own.get("status"), self._budget.applied):
+            self._shown = True
+        elif self._shown:
+            if now < self._repaired + MIN_SECONDS:
+                return self._repaired + MIN_SECONDS - now  # who does it again and again is not to be raced
             log.warning("somebody else has changed this node's status; it is written again")
             self._budget.forget()
-        self._shown = intact
+            self._shown, self._repaired = False, now
+        return None
 
     def _wanted(self, own: Object) -> Status:
         status = own.get("status")

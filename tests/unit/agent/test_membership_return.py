@@ -54,7 +54,7 @@ def test_the_new_status_counts_once_it_has_a_key(members: Membership) -> None:
     members.observe({"me": ME2, "a": new}, 102.0)
     assert members.peers["a"] == new
     members.observe({"me": ME2, "a": A2}, 103.0)
-    assert members.peers["a"] == A2
+    assert members.peers["a"] == A2 | {"status": new["status"]}
 
 
 def test_a_peer_that_was_replaced_at_once_does_not_leave() -> None:
@@ -72,6 +72,13 @@ def test_a_peer_that_had_left_starts_afresh() -> None:
     members.observe({"me": ME}, 2.0 + HOLD_SECONDS)
     members.observe({"me": ME, "a": peer("a", "6")}, 4.0)
     assert "status" not in members.peers["a"]
+
+
+def test_our_own_peer_is_shown_as_it_is_for_its_status_is_ours_to_write() -> None:
+    members = Membership("me")
+    members.observe({"me": ME, "a": A}, 0.0)
+    members.observe({"me": peer("me", "1"), "a": A}, 1.0)
+    assert members.peers["me"] == peer("me", "1")
 
 
 def test_garbage_in_a_status_is_passed_on() -> None:

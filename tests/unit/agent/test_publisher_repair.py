@@ -75,6 +75,18 @@ async def test_a_status_that_somebody_else_changed_is_written_again_once(world: 
     assert await world.look() == 2, "nobody knows yet whether it worked"
 
 
+async def test_somebody_who_changes_it_all_the_time_is_not_raced(world: World) -> None:
+    for _ in range(5):
+        world.show_last_write()
+        await world.look()
+        world.own = world.own | {"status": {}}
+        await world.look()
+    assert len(world.writes) == 2
+    wait = await world.publisher._publish(Snapshot(None, world.own, (world.own,), live=True, left=False))
+    assert wait is not None
+    assert 10 < wait <= 15
+
+
 async def test_what_others_write_beside_it_is_theirs(world: World) -> None:
     world.show_last_write()
     await world.look()
