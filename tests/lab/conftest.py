@@ -2,6 +2,7 @@
 """A whole lab for each `test_mesh_*` module, and eyes on it: pings, `wg show`, routes, rules, tables, logs.
 
 A module names its topology by `TOPOLOGY`; `before_agents(lab)`, where it has one, runs before the first agent starts.
+WIREKUBE_TEST_LOGS names a folder that keeps the logs of all labs.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from wirekube.lab import netns, parts, reports, wait
 from wirekube.lab.down import down
 from wirekube.lab.lab import Lab
 from wirekube.lab.prober import Flow, Prober, longest_gap
-from wirekube.lab.up import up, wait_for_mesh
+from wirekube.lab.up import CONFIG, CRDS, up, wait_for_mesh
 
 INTERFACE = "wire_kube"
 PING_SECONDS = 0.02
@@ -128,6 +131,21 @@ class Pings:
             count += sum(since <= sent <= end and sent not in answered for sent in list(flow.sent))
         return count
 
+    def assert_none_lost(self, since: float = 0.0) -> None:
+        """Fail with the wall clock's times of what was lost, as the agents' logs have them."""
+        wall = time.time() - time.monotonic()
+        words = []
+        for flow in self.flows:
+            answered = {sent for sent, _ in flow.answers}
+            lost = [sent for sent in flow.sent if since <= sent < time.monotonic() - 0.2 and sent not in answered]
+            if lost:
+                span = " to ".join(
+                    f"{datetime.fromtimestamp(wall + each, UTC):%H:%M:%S.%f}" for each in (lost[0], lost[-1])
+                )
+                words.append(f"{flow.source} -> {flow.target}: {len(lost)} of {len(flow.sent)} lost, {span}")
+        print(f"MEASURED lost: {self.lost(since)} of {self.sent} pings, longest gap {self.gap(since or None):.3f} s")
+        assert not words, "; ".join(words)
+
     def gap(self, since: float | None = None) -> float:
         """Return the longest time in which some flow had no answered request."""
         begin, end = self.begin if since is None else since, time.monotonic() - 0.2
@@ -216,9 +234,47 @@ class Mesh:
 
     def condition(self, peer: str, kind: str) -> dict[str, Any]:
         """Return a condition of a WireKubePeer; empty when it has none of this type."""
+        conditions = self.status(peer).get("conditions", [])
+        return next((each for each in conditions if isinstance(each, dict) and each.get("type") == kind), {})
+
+    def status(self, peer: str) -> dict[str, Any]:
+        """Return the status of a WireKubePeer."""
         text = self.lab.kubectl("get", "wirekubepeer", peer, "-o", "json", check=False)
-        conditions = json.loads(text).get("status", {}).get("conditions", []) if text else []
-        return next((each for each in conditions if each["type"] == kind), {})
+        found = json.loads(text).get("status", {}) if text else {}
+        return found if isinstance(found, dict) else {}
+
+    def uids(self) -> dict[str, str]:
+        """Return the uid of each WireKubePeer."""
+        shown = self.lab.kubectl(
+            "get",
+            "wirekubepeers",
+            "-o",
+            r'jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{"\n"}{end}',
+            check=False,
+        )
+        return dict(line.split() for line in shown.splitlines() if line.strip())
+
+    def all_ready(self, *peers: str) -> bool:
+        return all(self.condition(peer, "Ready").get("status") == "True" for peer in peers)
+
+    def apply_config(self) -> None:
+        """Install CRDs and RBAC as the lab did."""
+        self.lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(CONFIG))
+        self.lab.kubectl("wait", "--for=condition=Established", "--timeout=30s", *CRDS)
+
+    def relax_schema(self, crd: str) -> None:
+        """Let the API server take anything for an object of this kind."""
+        anything = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+        patch = [{"op": "replace", "path": "/spec/versions/0/schema", "value": anything}]
+        self.lab.kubectl("patch", "crd", crd, "--type=json", "-p", json.dumps(patch))
+
+    def patch(self, peer: str, part: str, content: dict[str, Any]) -> bool:
+        """Merge something into spec or status of a WireKubePeer; return whether it is there afterwards."""
+        more = ["--subresource=status"] if part == "status" else []
+        words = ("patch", "wirekubepeer", peer, "--type=merge", *more, "-p", json.dumps({part: content}), "-o", "json")
+        text = self.lab.kubectl(*words, check=False)
+        found = json.loads(text).get(part, {}) if text else {}
+        return all(found.get(key) == value for key, value in content.items())
 
     def log(self, name: str, since: int = 0) -> str:
         """Return a process's log from this offset on."""
@@ -266,8 +322,10 @@ def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
         missing = wait_for_mesh(lab)
         assert not missing, f"{missing}: {[lab.processes.tail(f'agent-{node}', 4) for node in lab.nodes]}"
         yield Mesh(lab)
-        shown = [name for name in lab.processes.names() if "Traceback" in lab.processes.log(name).read_text("utf-8")]
+        shown = [name for name in lab.processes.names() if "Traceback" in lab.processes.log(name).read_text()]
         logs = {name: lab.processes.log(name).read_text() for name in shown}
         assert not logs, logs
     finally:
+        if kept := os.environ.get("WIREKUBE_TEST_LOGS"):
+            shutil.copytree(lab.folder.run, Path(kept) / lab.name, dirs_exist_ok=True)
         down(lab)

@@ -34,7 +34,7 @@ def test_a_restart_loses_no_packet_of_a_direct_pair_and_moves_nothing(mesh, way)
         took = mesh.until(running(mesh), 15, "the new agent runs and both sides are direct")
         pings.more(100)
     print(f"MEASURED {way}: {pings.lost()} of {pings.sent} pings lost, gap {pings.gap():.3f} s, ready in {took:.1f} s")
-    assert pings.lost() == 0
+    pings.assert_none_lost()
     assert mesh.wg(A).identity == before.identity
     assert mesh.wg(B).identity == other.identity
     assert mesh.wireguard_pids(A) == process
@@ -57,7 +57,7 @@ def test_a_second_agent_waits_in_one_line_and_takes_over_when_the_first_dies(mes
             pings.more(50)
         measured("take-over by a second agent", took, "1 s")
         assert took < 2.5
-        assert pings.lost() == 0
+        pings.assert_none_lost()
         assert mesh.wg(A).identity == identity
     finally:
         mesh.lab.processes.stop(second)
