@@ -8,6 +8,7 @@ all frames of a run have one size.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import select
@@ -24,7 +25,7 @@ from ..wire.endpoint import Endpoint
 
 PACKET: Final = 1420
 READ: Final = 256 << 10
-QUIET: Final = 0.15  # seconds without a byte after which everything has arrived
+QUIET: Final = 1.0  # seconds without a byte after which what is missing is lost
 SETTLE: Final = 0.3  # seconds of load before the measured window, for the windows of TCP to open
 CATCH_UP: Final = 0.002  # seconds: a paced sender that lost its core for longer does not make up for it in one burst
 DEADLINE: Final = 10.0
@@ -141,7 +142,9 @@ def run(wires: Sequence[Wire], rate: float | None, seconds: float, meanwhile: Ca
     jobs = [_job(_send, wires, rate, end), _job(_receive, wires, start, end)]
     try:
         meanwhile(start, end)
-        (sent,), (span, received, total) = (_result(pipe) for _, pipe in jobs)
+        (sent,) = _result(jobs[0][1])
+        jobs[1][1].send(sent)
+        span, received, total = _result(jobs[1][1])
         return Window(span, int(received), int(sent), int(total))
     finally:
         for process, pipe in jobs:
@@ -202,21 +205,23 @@ def _push(sock: socket.socket, write: bytes, offset: int) -> int:
 
 
 def _receive(pipe: Pipe, wires: Sequence[Wire], start: float, end: float) -> None:
-    """Process body: read all sockets until nothing comes any more after the end."""
+    """Process body: read all sockets until the end, and then until all that was sent has come, or nothing comes."""
     socks = {wire.sink.fileno(): wire.sink for wire in wires}
     poller = select.epoll()
     for fd in socks:
         poller.register(fd, select.EPOLLIN)
     buffer = bytearray(READ)
-    total = 0
+    total, sent = 0, math.inf
     marks: list[tuple[float, int]] = []
     heard = time.monotonic()
-    while (now := time.monotonic()) < end or now - heard < QUIET:
+    while (now := time.monotonic()) < end or (total < sent and now - heard < QUIET):
         if len(marks) < 2 and now >= (start, end)[len(marks)]:
             marks.append((now, total))
         for fd, _ in poller.poll(0.01):
             total += socks[fd].recv_into(buffer)
-            heard = time.monotonic()
+            heard = now
+        if now >= end and pipe.poll():
+            sent = pipe.recv()
     if len(marks) < 2:
         marks.append((now, total))
     (t0, b0), (t1, b1) = marks
