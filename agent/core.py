@@ -124,10 +124,13 @@ class Agent:
         except TimeoutError:
             self._source.remember(self._memory.mesh, self._memory.peers)
             count = len(self._memory.peers)
-            log.warning("no API server yet; starting from the last known mesh", peers=count, error=self._source.problem)
+            error = self._source.unhealthy() or self._source.problem
+            log.warning("no mesh from the API server yet; starting from the last known one", peers=count, error=error)
 
     async def _step(self, snapshot: Snapshot) -> float | None:
         """Act on what is known; return seconds until it is to be tried again, None for the next change."""
+        if self._task is not None and self._task.done():
+            self._task.result()  # raises what ended it: the process ends with it
         try:
             if snapshot.left:
                 await self._leave()
@@ -172,8 +175,6 @@ class Agent:
 
     async def _join(self, facts: Facts) -> None:
         mesh, own, peers = facts
-        if self._task is not None and self._task.done():
-            self._task.result()  # raises what ended it: the process ends with it
         if self._member is not None and self._plane.interface != mesh.interface:
             log.info("the interface gets another name", old=self._plane.interface, new=mesh.interface)
             await self._stop_member()
@@ -299,7 +300,7 @@ def _first(error: BaseException) -> BaseException:
 def _read(snapshot: Snapshot) -> tuple[MeshFacts, OwnFacts] | Problem:
     """Read the Mesh and our own Peer; a problem when one of them is absent or malformed."""
     if snapshot.own is None and not snapshot.live:
-        return Problem("", "NoAPIServer", "the API server has not answered yet, and no mesh is known from before")
+        return Problem("", "NoAPIServer", "the API server has shown no mesh yet, and none is known from before")
     if snapshot.own is None:
         return Problem("", "NoPeer", "this node has no WireKubePeer: is it labelled wirekube.io/vpn-enabled=true?")
     if snapshot.mesh is None:
