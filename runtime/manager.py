@@ -124,9 +124,9 @@ class Manager:
         try:
             await runnable.run()
         except Exception as error:
-            # Of a host or credentials that cannot be used, the message says all; anything else is a bug.
-            expected = isinstance(error, Misconfigured | OSError)
-            log.error("a part of the process failed; stopping", part=name, error=str(error), exc_info=not expected)
+            # A host or credentials that cannot be used is the caller's to tell, in one line; anything else is a bug.
+            if not isinstance(error, Misconfigured | OSError):
+                log.exception("a part of the process failed; stopping", part=name)
             self._failure = self._failure or error
             self._stopping.set()
         finally:

@@ -262,6 +262,10 @@ class Mesh:
         self.lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(CONFIG))
         self.lab.kubectl("wait", "--for=condition=Established", "--timeout=30s", *CRDS)
 
+    def create_mesh(self) -> None:
+        """Make the Mesh that was deleted."""
+        self.lab.kubectl("create", "-f", "-", input=json.dumps(parts.mesh_object(self.lab.topology)))
+
     def relax_schema(self, crd: str) -> None:
         """Let the API server take anything for an object of this kind."""
         anything = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
