@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..api.constants import VIRTUAL_IPV4
+from ..api.constants import FWMARK, VIRTUAL_IPV4
 from ..telemetry.logs import get_logger
 from ..wire.endpoint import Endpoint
 from .facts import MeshFacts, OwnFacts, PeerFacts
@@ -30,7 +30,12 @@ from .wireguard.userspace import UserspaceBackend
 
 log = get_logger("agent.dataplane")
 
-Failure = (BackendError, table.SteeringError, NetlinkError, OSError)
+
+class HostRefused(Exception):
+    """The kernel refused what a clean-up needs; the message has every refusal."""
+
+
+Failure = (BackendError, table.SteeringError, NetlinkError, OSError, HostRefused)
 """What the host may answer: reported, and tried again."""
 
 
@@ -133,7 +138,11 @@ class DataPlane:
             BackendError: there is no WireGuard, no permission, or the name is somebody else's.
             SteeringError: nft is missing or not permitted.
         """
-        backend = self._backend = await choose_backend(interface, self._helper_wait)
+        backend = await choose_backend(interface, self._helper_wait)
+        if await _is_foreign(backend, interface):
+            raise ForeignInterface(interface, "a WireGuard that was set up by somebody else")
+        self._backend = backend
+        self._host.interface = interface
         found = await table.read()  # before the interface: without nft none is left half-made
         created = await backend.ensure(interface, mtu)
         self.interface = interface
@@ -232,21 +241,33 @@ class DataPlane:
         Raises:
             BackendError: the interface cannot be removed.
             SteeringError: nft is missing or not permitted.
+            HostRefused: a rule, a route or a sysctl could not be put back; the rest was.
         """
         name = self.interface or interface
         if name is not None:
             for action in await self._host.remove(name):
                 log.info("removed", what=action)
-            for backend in [self._backend] if self._backend is not None else _backends():
-                await backend.remove(name)
+            for backend in (KernelBackend(), UserspaceBackend()):
+                if not await _is_foreign(backend, name):
+                    await backend.remove(name)
         await table.remove()
         self._steering = table.Steering()
         self._backend, self.interface, self.ports, self.stats = None, None, {}, {}
+        if self._host.problems:
+            raise HostRefused("; ".join(self._host.problems))
 
 
-def _backends() -> list[Backend]:
-    """Return every backend: each removes an interface only if it is its own."""
-    return [KernelBackend(), UserspaceBackend()]
+async def _is_foreign(backend: Backend, interface: str) -> bool:
+    """Tell whether there is a WireGuard interface of that name that is not ours: a person's own VPN, say wg0.
+
+    Ours has our fwmark, or a constant endpoint, or no key yet.
+    """
+    try:
+        device = await backend.read(interface)
+    except BackendError:
+        return False  # none at all, or no WireGuard: `ensure` looks at that
+    endpoints = (str(stats.endpoint.ip) for stats in device.stats.values() if stats.endpoint is not None)
+    return any(device.private_key) and device.fwmark != FWMARK and VIRTUAL_IPV4 not in endpoints
 
 
 def _endpoints(device: Device) -> dict[bytes, Endpoint | None]:

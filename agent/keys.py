@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .files import read_json, write_json
 from .paths.keys import public_key
 
 FILE = "key.json"
-MACHINE_ID = Path("/etc/machine-id")
+MACHINE_IDS = (Path("/host/etc/machine-id"), Path("/etc/machine-id"))  # in a pod, the second is the image's
 
 
 class KeyRefused(Exception):
@@ -42,12 +43,15 @@ class NodeKey:
     problem: str | None = None
 
 
-def machine_id(path: Path = MACHINE_ID) -> str:
-    """Return the machine's identity; empty where there is none."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+def machine_id(paths: Iterable[Path] = MACHINE_IDS) -> str:
+    """Return the machine's identity, from the first file that has one; empty where there is none."""
+    for path in paths:
+        try:
+            if found := path.read_text().strip():
+                return found
+        except OSError:
+            continue
+    return ""
 
 
 def load_or_create(folder: Path, node: str, machine: str, running: bytes | None = None) -> NodeKey:

@@ -64,7 +64,7 @@ class Local:
 
     def configure(self, listen_port: int, stun_servers: tuple[str, ...]) -> None:
         """Take the Mesh's port and STUN servers."""
-        if self._stun_servers != stun_servers:
+        if (self._listen_port, self._stun_servers) != (listen_port, stun_servers):
             self._nat.network_changed()
         self._listen_port, self._stun_servers = listen_port, stun_servers
         self._publish()

@@ -12,6 +12,7 @@ import anyio
 
 from ..api.constants import ENV_NODE_NAME
 from ..runtime.errors import Misconfigured
+from ..runtime.limits import raise_file_limit
 from ..telemetry import Telemetry, setup
 from ..telemetry.logs import configure, get_logger
 from .cleanup import CleanupError, clean
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure(config.log_level, json=not sys.stderr.isatty())
     if options.command == "cleanup":
         return _cleanup(config, stale=options.stale)
+    raise_file_limit()  # a proxy socket for each peer
     telemetry = setup("wirekube-agent", instance=config.node)
     try:
         anyio.run(run, config, telemetry)

@@ -29,7 +29,7 @@ from .keys import NodeKey
 from .local import Local
 from .nat.socket import ProbeSocket
 from .pathdriver import PathDriver
-from .paths.model import Transition
+from .paths.model import Mode, Transition
 from .relayclient import NO_PROXY, ProxyMoved, RelayClient, RelayDown, RelayEvent, RelayServer, RelayUp
 from .report import NodeView, RelayView
 from .resolve import Resolver
@@ -253,9 +253,8 @@ class Member:
             await asyncio.sleep(STATS_SECONDS)
             try:
                 stats = await self.plane.read_stats()
-            except BackendError as error:
-                self._failed(error)
-                self._mark_all()
+            except BackendError:
+                self._mark_all()  # a slow answer is no failure yet; converging finds out
                 continue
             names = {peer.key: peer.name for peer in self.peers.values()}
             active = self._activity.update(stats, time.monotonic())
@@ -319,6 +318,8 @@ class Member:
             if mesh is not None and own is not None:
                 if not mesh.relays and self.relay_view.name:
                     await asyncio.sleep(LETTING_GO_SECONDS)  # each side goes direct alone: the other may be later
+                if not mesh.relays and mesh.policy.mode is not Mode.NEVER:
+                    self.driver.no_relay("the Mesh names no relay")
                 self.relay.configure([await self._relay_server(relay) for relay in mesh.relays])
                 await self.local.annotate(own.endpoint)
             try:
@@ -328,14 +329,17 @@ class Member:
                 continue
 
     async def _relay_server(self, relay: RelayFacts) -> RelayServer:
-        endpoints = relay.endpoints or await self._resolver.resolve(relay.name)
-        return RelayServer(relay.name, endpoints, relay.public_key or self._relay_keys.get(relay.name))
+        # The operator's word first, then our own: it may be away when the relay moves.
+        endpoints = dict.fromkeys((*relay.endpoints, *await self._resolver.resolve(relay.name)))
+        return RelayServer(relay.name, tuple(endpoints), relay.public_key or self._relay_keys.get(relay.name))
 
     def _relay_event(self, event: RelayEvent) -> None:
         match event:
             case RelayUp(server, rtt, key):
                 named = any(relay.name == server.name and relay.public_key for relay in self._relays())
-                self._relay_keys.setdefault(server.name, key)
+                if self._relay_keys.get(server.name) != key:
+                    self._relay_keys[server.name] = key
+                    self._resolve_again.set()  # from now on no other key is taken for this relay's
                 self.relay_view = RelayView(server.name, "", trusted_at_first_sight=not named)
                 log.info("relay session up", relay=server.name, rtt_ms=round(rtt * 1000, 2))
                 self._changed()

@@ -185,6 +185,10 @@ class PathDriver:
             case Signal(key, payload):
                 self._signal(key, payload)
 
+    def no_relay(self, reason: str) -> None:
+        """Take that there is no relay, and why."""
+        self._do(lambda now: self.paths.relay(False, reason, now))
+
     def _presence(self, key: bytes, present: bool) -> None:
         name = self._names.get(key)
         if name is not None:

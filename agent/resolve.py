@@ -98,7 +98,7 @@ class Resolver:
     def _read(self, path: Path) -> dns.asyncresolver.Resolver | None:
         try:
             resolver = dns.asyncresolver.Resolver(filename=str(path))
-        except (dns.exception.DNSException, OSError):
+        except (dns.exception.DNSException, OSError, ValueError):  # ValueError: a line that only glibc passes over
             return None
         resolver.port = self._port
         return resolver

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..runtime.health import HealthServer
+from ..runtime.limits import raise_file_limit
 from ..telemetry import Telemetry, setup
 from ..wire import relay as wire
 from ..wire.endpoint import Endpoint
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if bool(options.allow_key) == options.open:
         print("wirekube-relay: give --allow-key FILE or --open, and not both", file=sys.stderr)  # noqa: T201
         return 2
+    raise_file_limit()  # a socket for each session
     telemetry = setup("wirekube-relay")
     try:
         return _serve(options, telemetry)

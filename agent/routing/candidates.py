@@ -11,7 +11,7 @@ from .kernel import AddressRow, LinkRow
 from .plan import Address, Interface
 
 VIRTUAL_NAMES: Final = (
-    *("cni*", "docker*", "br-*", "veth*", "cali*", "flannel*", "cilium*", "kube-*", "lxc*", "virbr*"),
+    *("cni*", "docker*", f"br-{'[0-9a-f]' * 12}", "veth*", "cali*", "flannel*", "cilium*", "kube-*", "lxc*", "virbr*"),
     *("podman*", "vxlan.*", "tunl*", "weave*", "genev_sys*"),
 )
 """Names that container networks give to their links. Physical links (without a kind) count under any name."""

@@ -50,6 +50,7 @@ class HostNetwork:
     """Reads and writes the routing of the network namespace that it is used in.
 
     Attributes:
+        interface: the mesh interface, whose addresses are no candidates.
         problems: what the kernel refused in the last `reconcile` or `remove`, one line each. One refusal never keeps
             the rest from being done: a single bad network of one peer must not cost the others theirs.
 
@@ -61,7 +62,7 @@ class HostNetwork:
 
     def __init__(self, proc_sys: Path | None, record: Path, interface: str = DEFAULT_INTERFACE) -> None:
         self._sysctls = Sysctls(proc_sys or default_root(), record)
-        self._interface = interface
+        self.interface = interface
         self.problems: tuple[str, ...] = ()
 
     async def observe(self, interface: str) -> HostState:
@@ -77,7 +78,7 @@ class HostNetwork:
         Raises:
             OSError: the kernel cannot be asked at all (NetlinkError is one for some errors).
         """
-        self._interface = plan.interface
+        self.interface = plan.interface
         async with AsyncIPRoute() as ip:
             observed = await self._observe(ip, plan.interface)
             if observed.link is None:
@@ -125,7 +126,7 @@ class HostNetwork:
     async def attached(self) -> list[Interface]:
         """Return the addresses that other nodes may try, with their networks, in a stable order."""
         async with AsyncIPRoute() as ip:
-            return candidate_interfaces(await kernel.links(ip), await kernel.addresses(ip), self._interface)
+            return candidate_interfaces(await kernel.links(ip), await kernel.addresses(ip), self.interface)
 
     async def changes(self, callback: watch.Callback) -> None:
         """See watch.changes; runs until it is cancelled."""
