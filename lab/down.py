@@ -12,6 +12,7 @@ import signal
 
 from . import netns
 from .lab import Lab
+from .noderoot import MARK
 from .processes import Processes, signal_and_wait
 from .state import LabError
 
@@ -24,10 +25,10 @@ def down(lab: Lab) -> None:
     Raises:
         LabError: another command is changing the lab, or this one runs inside it.
     """
+    if MARK.exists() or os.getpid() in netns.pids(netns.names(lab.name)):
+        raise LabError("this command runs inside a lab; run it outside")
     if not lab.folder.exists() and not netns.names(lab.name):
         return
-    if os.getpid() in netns.pids(netns.names(lab.name)):
-        raise LabError("this command runs inside the lab; run it outside")
     with lab.folder.locked() if lab.folder.exists() else contextlib.nullcontext(), lab.progress.step("down"):
         remove(lab)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from .plan import namespace
 
 ROOT = Path("/mnt")
+MARK = Path("/.wirekube-lab")  # there inside a node only
 RESOLV_CONF = Path("/etc/resolv.conf")
 CLUSTER_SEARCH = "default.svc.cluster.local svc.cluster.local cluster.local"
 
@@ -74,6 +75,7 @@ class NodeRoot:
         for folder in (self.run / "wirekube", self.run / "wireguard", self.state, skeleton / "host" / "etc"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         skeleton.chmod(0o755)
+        (skeleton / MARK.name).touch()
         (skeleton / "host").chmod(0o755)
         (skeleton / "host" / "etc").chmod(0o755)
         (skeleton / "host" / "etc" / "resolv.conf").write_text(resolvers.host_file())

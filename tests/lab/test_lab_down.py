@@ -115,11 +115,15 @@ def test_up_that_fails_undoes_itself(world, tmp_path, monkeypatch):
     world.assert_as_before({})
 
 
-def test_everything_is_found_again_whatever_was_killed(world):
+def test_everything_is_found_again_whatever_was_killed_and_nothing_from_inside(world):
     up(world.lab, "pair")
     wireguard = [world.lab.root(node).run / "wireguard" / "wire_kube.sock" for node in world.lab.nodes]
     assert wait.until(lambda: all(path.exists() for path in wireguard), 60)
     ran = world.running()
+    command = (sys.executable, "-m", "wirekube.cli.main", "lab", "down", world.lab.name)
+    inside = world.lab.exec("home-a", *command, check=False)
+    assert inside.returncode == 1
+    assert "this command runs inside a lab; run it outside" in inside.stderr
     for name in ("agent-home-a", "operator", "relay", "stun"):
         world.lab.processes.kill(name)
     (world.lab.folder.path / "lab.json").unlink()
