@@ -63,6 +63,7 @@ def test_default_has_no_relay() -> None:
         ("agent", "watch", "wirekubepeers.wirekube.io", True),
         ("agent", "get", "wirekubemeshes.wirekube.io", True),
         ("agent", "patch", "wirekubepeers.wirekube.io/status", True),
+        ("agent", "update", "wirekubepeers.wirekube.io/status", False),
         ("agent", "patch", "wirekubepeers.wirekube.io", False),
         ("agent", "create", "wirekubepeers.wirekube.io", False),
         ("agent", "delete", "wirekubepeers.wirekube.io", False),
