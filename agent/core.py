@@ -2,7 +2,8 @@
 """The agent: follows the Mesh and its own Peer, joins, leaves, saves what it knows.
 
 no Mesh, no Peer of ours ──> Waiting ──both──> Running ──Peer gone──> host cleaned, Idle
-API server silent for 3 s ──> Cached: the last known mesh is used until it answers
+API server silent for 3 s at the start ──> Cached: the last known mesh is used until it answers
+API server lost later ──> Offline: what was seen last is used
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .member import Member
 from .paths.model import State, Transition
 from .peersource import Snapshot, WatchedPeers
 from .publisher import Publisher
+from .relayclient import PeerStats, counters
 from .report import NodeView
 from .resolve import Resolver
 from .routing.host import HostNetwork
@@ -66,7 +68,10 @@ class Agent:
         self._phase, self._problem = "Starting", ("Starting", "the agent has just started")
         self._said: tuple[Problem, ...] = ()
         self._dirty_host = True
-        metrics.export(telemetry.meter, self.view)
+        self._shown = self.view()
+        self._relayed = PeerStats()
+        metrics.export(telemetry.meter, lambda: self._shown)
+        counters.export(telemetry.meter, lambda: self._relayed)
 
     def _urls(self) -> tuple[str | None, ...]:
         """API server URLs in the order of trial: the one for all nodes, the credentials' own, the last good one."""
@@ -237,7 +242,7 @@ class Agent:
         member, plane = self._member, self._plane
         base = NodeView(
             node=self._config.node,
-            phase=self._phase,
+            phase=self._phase_now(),
             key=self._key,
             interface=plane.interface,
             backend=plane.kind,
@@ -245,6 +250,9 @@ class Agent:
             problem=self._problem,
         )
         return base if member is None else member.describe(base)
+
+    def _phase_now(self) -> str:
+        return "Offline" if self._phase == "Running" and self._source.unhealthy() else self._phase
 
     def _node_report(self) -> NodeReport:
         return report.node_report(self.view(), time.monotonic(), time.time())
@@ -261,7 +269,14 @@ class Agent:
     async def _save(self) -> None:
         while True:
             await asyncio.sleep(SAVE_SECONDS)
+            self._show()
             self._remember()
+
+    def _show(self) -> None:
+        """Make what the exporter's thread reads."""
+        self._shown = self.view()
+        if self._member is not None:
+            self._relayed = self._member.relay.total()
 
     def _remember(self, *, force: bool = False) -> None:
         snapshot = self._source.snapshot()

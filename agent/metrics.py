@@ -13,10 +13,10 @@ from .report import NodeView
 
 
 def export(meter: Meter, view: Callable[[], NodeView]) -> None:
-    """Export what a view shows. The exporter's thread calls it; it reads values that are replaced, never changed."""
+    """Export what a view shows. The exporter's thread calls it, so it is one that was made in the loop before."""
 
     def peers(_: CallbackOptions) -> Iterable[Observation]:
-        states = [path.state for path in dict(view().paths).values()]
+        states = [path.state for path in view().paths.values()]
         return [Observation(states.count(state), {"path": state.value}) for state in State]
 
     def received(_: CallbackOptions) -> Iterable[Observation]:

@@ -31,6 +31,7 @@ PEER = Kind(GROUP_VERSION, "wirekubepeers", "WireKubePeer")
 COMPONENT = "wirekube.io/agent"
 CONNECT_SECONDS = 3.0  # for one try: another URL may be the one that works
 RETRY_SECONDS = 2.0
+LOOK_SECONDS, LOST_SECONDS = 1.0, 15.0
 BURST_SECONDS = 0.005
 ASK_SECONDS = 2.0  # between questions about our own Peer while it is missing
 
@@ -52,6 +53,10 @@ class Snapshot:
     peers: tuple[Object, ...]
     live: bool
     left: bool
+
+
+class _ServerLost(Exception):
+    """The API server has not answered for long."""
 
 
 class PeerSource(Protocol):
@@ -145,7 +150,15 @@ class WatchedPeers:
         Raises:
             Misconfigured: no usable credentials.
         """
-        self._client = client = await self._connect()
+        while True:
+            try:
+                await self._follow(await self._connect())
+            except* _ServerLost:
+                log.warning("the API server is lost; trying every URL again", error=self.unhealthy())
+
+    async def _follow(self, client: Client) -> None:
+        """Watch through one client, until it has been of no use for long and there is another URL to try."""
+        self._client = client
         log.info("connected", server=client.server)
         self._meshes = Reflector(client, MESH, telemetry=self._telemetry)
         # A list without our own Peer may be a lie; whether it is, `_ask_about_own` finds out.
@@ -159,6 +172,7 @@ class WatchedPeers:
                     group.create_task(runnable.run())
                 group.create_task(self._first_sync())
                 group.create_task(self._ask_about_own(client))
+                group.create_task(self._give_up())
         finally:
             with anyio.CancelScope(shield=True):
                 await client.close()
@@ -183,6 +197,15 @@ class WatchedPeers:
                     log.warning("cannot use the API server yet; trying again", error=said)
             await asyncio.sleep(RETRY_SECONDS)
 
+    async def _give_up(self) -> None:
+        """Raise when the API server has been lost for long: the URL in use may lead through the mesh, another not."""
+        lost = 0.0
+        while len(self._urls) > 1:
+            await asyncio.sleep(LOOK_SECONDS)
+            lost = lost + LOOK_SECONDS if self.unhealthy() else 0.0
+            if lost >= LOST_SECONDS:
+                raise _ServerLost
+
     async def _first_sync(self) -> None:
         assert self._meshes is not None and self._peers is not None  # noqa: S101, PT018 - made before the tasks
         await self._meshes.synced.wait()
@@ -205,7 +228,7 @@ class WatchedPeers:
 
     def _look(self) -> None:
         self._again = None
-        if self.synced.is_set():
+        if self.synced.is_set() and all(r is not None and r.synced.is_set() for r in (self._meshes, self._peers)):
             self._take()
             self._changed()
 

@@ -41,7 +41,7 @@ class StatusBudget:
     def due(self, wanted: Status, now: float) -> float | None:
         """Return when `wanted` may be written (a time <= now means at once), or None when there is nothing to write."""
         if wanted == self.applied:
-            self.first = None
+            self.first = self.seen = None
             return None
         if wanted != self.seen:
             self.seen, self.last = wanted, now

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Callable
 
@@ -12,13 +13,15 @@ from ..runtime.errors import ApiError
 from ..runtime.objects import Object
 from ..telemetry.logs import get_logger
 from . import report
-from .peersource import Snapshot, WatchedPeers
+from .nat.report import Behaviour, Udp
+from .peersource import PeerSource, Snapshot
 from .publish import MIN_SECONDS, Status, StatusBudget
 from .report import NodeView
 
 log = get_logger("agent.status")
 
 RETRY_SECONDS = 5.0
+MEASURE_SECONDS = 3.0  # STUN has answered by then, or will not soon
 NOBODY_SECONDS = 1.0  # there is no API server, or no Peer, to take a status
 
 
@@ -33,11 +36,12 @@ class Publisher:
         due: set it when something that the status shows may have changed.
     """
 
-    def __init__(self, source: WatchedPeers, view: Callable[[], NodeView]) -> None:
+    def __init__(self, source: PeerSource, view: Callable[[], NodeView]) -> None:
         self._source, self._view = source, view
         self._budget = StatusBudget()
         self._uid = ""
         self._said = ""
+        self._started = time.monotonic()
         self._shown = False  # the watch has shown what we wrote last
         self._repaired = float("-inf")
         self.due = asyncio.Event()
@@ -68,6 +72,8 @@ class Publisher:
             self._budget.forget()
         now = time.monotonic()
         again = self._notice_others(own, now)
+        if (wait := self._until_measured(own, now)) > 0:
+            return wait
         wanted = self._wanted(own)
         at = self._budget.due(wanted, now)
         if at is None:
@@ -99,6 +105,19 @@ class Publisher:
             self._budget.forget()
             self._shown, self._repaired = False, now
         return None
+
+    def _until_measured(self, own: Object, now: float) -> float:
+        """Return how long to hold the first write of a restarted agent back.
+
+        What its predecessor wrote is better than what this one knows before STUN has answered, and everybody acts on it.
+        """
+        view, status = self._view(), own.get("status")
+        shown = status.get("publicKey") if isinstance(status, dict) else None
+        key = base64.b64encode(view.key.public).decode() if view.key else shown
+        measured = view.nat.filtering is not Behaviour.UNKNOWN or view.nat.udp is Udp.BLOCKED
+        if self._budget.applied is not None or shown is None or shown != key or measured:
+            return 0.0
+        return self._started + MEASURE_SECONDS - now
 
     def _wanted(self, own: Object) -> Status:
         status = own.get("status")

@@ -55,7 +55,7 @@ class NodeView:
 
     Attributes:
         node: the Node's name.
-        phase: in a word, for people: Starting, Waiting, Idle, Cached, Running, Failing.
+        phase: in a word, for people: Starting, Waiting, Idle, Cached, Running, Offline, Failing (see `core`).
         key: ours, once there is one.
         mesh: None while there is no Mesh.
         own: our Peer, None while there is none.

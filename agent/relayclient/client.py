@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
-from opentelemetry.metrics import Meter
 from opentelemetry.trace import StatusCode, Tracer
 
 from ...wire import relay as wire
 from ...wire.endpoint import Endpoint
-from .counters import add, export
+from .counters import add
 from .events import (
     PeerGone,
     PeerPresent,
@@ -44,10 +43,6 @@ class Instruments(Protocol):
     """The part of Telemetry that the client uses."""
 
     @property
-    def meter(self) -> Meter:
-        """For counters that are read when collected."""
-
-    @property
     def tracer(self) -> Tracer:
         """For one span each session set-up."""
 
@@ -68,7 +63,7 @@ class RelayClient:
         private_key: the node's 32-byte WireGuard private key.
         mark: SO_MARK of the session's socket, or None.
         on_event: called in the loop for each event; it may call back.
-        telemetry: spans and counters, or None.
+        telemetry: spans, or None.
         clock: monotonic seconds.
         rng: jitter only.
     """
@@ -101,8 +96,6 @@ class RelayClient:
         self._ping: tuple[bytes, float] | None = None
         self._pings = 0
         self._removed = PeerStats()
-        if telemetry:
-            export(telemetry.meter, self._total)
 
     def configure(self, servers: Sequence[RelayServer]) -> None:
         """Use these relays, in this order. A session stays when its relay is still among them; none closes it."""
@@ -182,8 +175,8 @@ class RelayClient:
         peer = self._peers.get(key)
         return peer.stats if peer is not None else PeerStats()
 
-    def _total(self) -> PeerStats:
-        """Return the sum over all peers; the exporter's thread calls it."""
+    def total(self) -> PeerStats:
+        """Return the sum over all peers, those that were removed included."""
         total = PeerStats()
         for stats in (self._removed, *(peer.stats for peer in list(self._peers.values()))):
             add(total, stats)
