@@ -42,6 +42,7 @@ from .wireguard.backend import BackendError
 log = get_logger("agent.member")
 
 STATS_SECONDS = 1.0
+REMIND_SECONDS = 5.0
 VERIFY_HOST_SECONDS = 30.0  # a change is notified; this is for what nobody notified
 RETRY_SECONDS = 2.0
 NAMES_SECONDS = 300.0
@@ -95,6 +96,7 @@ class Member:
         self._due = asyncio.Event()
         self._all_due = True
         self._ready = asyncio.Event()
+        self._reminded = 0.0
         self._direct: frozenset[str] = frozenset()
         self._shaken: frozenset[bytes] = frozenset()
         self.relay = RelayClient(key.private, mark=FWMARK, on_event=self._relay_event, telemetry=telemetry)
@@ -104,7 +106,6 @@ class Member:
         self.probes = ProbeSocket(self.driver.heard, random.SystemRandom())
         self.local = Local(host, resolver, self.probes, telemetry, self._tell_local, self._reaches_directly)
         plane.use_key(key.private)
-        self.driver.use(self.probes)
 
     # Facts.
 
@@ -205,12 +206,13 @@ class Member:
         desired = self._desired()
         if desired is None:
             return
+        await self.plane.steer(desired)
+        if not self._ready.is_set():
+            self.driver.use(self.probes)
         if everything:
             with self._telemetry.tracer.start_as_current_span("converge", attributes={"peers": len(desired.peers)}):
                 await self.plane.apply(desired)
             self._works()
-        else:
-            await self.plane.steer(desired)
         self.driver.installed(desired.legs)
         direct = frozenset(name for name, legs in desired.legs.items() if legs.direct is not None)
         if direct != self._direct and not everything:
@@ -268,8 +270,15 @@ class Member:
             if not shaken <= self._shaken:
                 self._mark_all()  # keepalives may begin
             self._shaken = shaken
+            self._remind()
             if any(endpoint in self.driver.legs[name].accept for name, endpoint in moved.items()):
                 self._mark_all()  # the new address is confirmed and in the table: the constant endpoint can stand again
+
+    def _remind(self) -> None:
+        now = time.monotonic()
+        if now - self._reminded >= REMIND_SECONDS:
+            self._reminded = now
+            self.driver.remind()
 
     async def _verify(self) -> None:
         while True:
@@ -316,17 +325,23 @@ class Member:
             self._resolve_again.clear()
             mesh, own = self.mesh, self.own
             if mesh is not None and own is not None:
-                if not mesh.relays and self.relay_view.name:
-                    await asyncio.sleep(LETTING_GO_SECONDS)  # each side goes direct alone: the other may be later
+                # Each side goes direct alone, and the other may be later. A relay that is named again is not let go.
+                if not mesh.relays and self.relay_view.name and await self._names_changed(LETTING_GO_SECONDS):
+                    continue
                 if not mesh.relays and mesh.policy.mode is not Mode.NEVER:
                     self.driver.no_relay("the Mesh names no relay")
                 self.relay.configure([await self._relay_server(relay) for relay in mesh.relays])
                 await self.local.annotate(own.endpoint)
-            try:
-                async with asyncio.timeout(NAMES_SECONDS if self.relay_view.name else RETRY_NAMES_SECONDS):
-                    await self._resolve_again.wait()
-            except TimeoutError:
-                continue
+            await self._names_changed(NAMES_SECONDS if self.relay_view.name else RETRY_NAMES_SECONDS)
+
+    async def _names_changed(self, seconds: float) -> bool:
+        """Wait until other names are to be resolved, or for so long; return whether they are."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._resolve_again.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _relay_server(self, relay: RelayFacts) -> RelayServer:
         # The operator's word first, then our own: it may be away when the relay moves.

@@ -33,7 +33,7 @@ from .traces import PathTraces
 
 log = get_logger("agent.paths")
 
-YIELD_SECONDS = 0.3  # the side that does not open leaves the other so much time to do so
+MOST_WAITING = 1000  # probes before the table is there; the search repeats what is lost
 
 
 class PathDriver:
@@ -66,10 +66,12 @@ class PathDriver:
         self._sealer = Sealer(self._keys, self._rng.randbytes(8))
         self._traces = PathTraces(telemetry.tracer, telemetry.meter, node)
         self._probes: ProbeSocket | None = None
+        self._waiting: list[tuple[bytes, Endpoint]] = []
         self._peers: dict[str, PeerFacts] = {}
         self._names: dict[bytes, str] = {}
         self._present: set[bytes] = set()
         self._configured: frozenset[bytes] = frozenset()
+        self._knowing: set[bytes] = set()  # present peers that have said that they know our key
         self._own: frozenset[IPAddress] = frozenset()
         self._forbidden: tuple[Network, ...] = ()
         self._taken: frozenset[tuple[str, int]] = frozenset()
@@ -78,8 +80,15 @@ class PathDriver:
         self.legs: dict[str, Legs] = {}
 
     def use(self, probes: ProbeSocket) -> None:
-        """Send probes from this socket, which shares WireGuard's port; none are sent before."""
+        """Send probes from this socket, now that the steering table gives it WireGuard's port; those before have waited.
+
+        Earlier ones would leave from the socket's own port: a NAT would give them a mapping of their own, and a peer that
+        takes it for this node's address sends WireGuard's packets to where nobody expects them.
+        """
         self._probes = probes
+        waiting, self._waiting = self._waiting, []
+        for data, to in waiting:
+            probes.send(data, to)
 
     # Facts.
 
@@ -130,6 +139,11 @@ class PathDriver:
         for key in (self._configured - before) & self._present:
             self._say_known(key)
 
+    def remind(self) -> None:
+        """Ask present peers again that have not said that they know our key: a signal may be lost, what it says not."""
+        for key in (self._present & self._configured) - self._knowing:
+            self._say_known(key)
+
     def installed(self, legs: Mapping[str, Legs]) -> None:
         """Take the word that the steering table is written with these legs."""
         now = time.monotonic()
@@ -173,6 +187,7 @@ class PathDriver:
                 self._do(lambda now: self.paths.relay(True, "", now))
             case RelayDown(_, reason):
                 self._present.clear()
+                self._knowing.clear()
                 self._do(lambda now: self.paths.relay(False, reason, now))
             case PeerPresent(key):
                 self._present.add(key)
@@ -181,6 +196,7 @@ class PathDriver:
                     self._say_known(key)
             case PeerGone(key):
                 self._present.discard(key)
+                self._knowing.discard(key)
                 self._presence(key, False)
             case Signal(key, payload):
                 self._signal(key, payload)
@@ -203,6 +219,7 @@ class PathDriver:
             return
         self._traces.event(name, "signal received", kind=type(signal).__name__)
         if isinstance(signal, Known):
+            self._knowing.add(key)
             self._relay.release(key)
         elif isinstance(signal, CallMeMaybe):
             signal = CallMeMaybe(self._allowed(signal.endpoints), signal.answer)
@@ -249,8 +266,12 @@ class PathDriver:
         return False
 
     def _probe(self, data: bytes | None, to: Endpoint) -> None:
-        if data is not None and self._probes is not None:
+        if data is None:
+            return
+        if self._probes is not None:
             self._probes.send(data, to)
+        elif len(self._waiting) < MOST_WAITING:
+            self._waiting.append((data, to))
 
     def _send_signal(self, key: bytes, signal: CallMeMaybe | Known) -> None:
         if isinstance(signal, Known) and key not in self._configured:

@@ -26,7 +26,8 @@ The legs of the two sides are chosen alone: A may send directly while B still se
 How a path is searched for is told in search.py, how the one in use is watched in keep.py. A leg in doubt gives way to
 any other proven address (a peer whose NAT rebound has a new one that is no faster), a dead one to the relay.
 
-`always` sends no probe and answers none. `never` has no relay: what cannot be sent directly is held back.
+`always` sends no probe and answers none; a direct leg that it finds is left as soon as the relay has the peer, at the
+latest after the handshake time-out. `never` has no relay: what cannot be sent directly is held back.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Paths:
         for path in self._paths.values():
             path.lost = False
             path.deadline = now + policy.handshake_timeout
-            if policy.mode is Mode.ALWAYS:
+            if policy.mode is Mode.ALWAYS and path.present:
                 self._leave(path)
             search.begin(self._node, path, now)
             self._settle(path, now)
@@ -212,6 +213,8 @@ class Paths:
         if path is None:
             return
         came, path.present = present and not path.present, present
+        if present and not self._node.probes:
+            self._leave(path)
         if came and path.direct is None:
             search.begin(self._node, path, now)
         elif came:
@@ -275,6 +278,8 @@ class Paths:
     # Time.
 
     def _due(self, path: Path) -> float:
+        if not self._node.probes and path.direct is not None:
+            return path.deadline
         deadline = path.deadline if path.state is State.CONNECTING else None
         times = (deadline, search.due(path), keep.due(path))
         return min((time for time in times if time is not None), default=float("inf"))
@@ -282,7 +287,10 @@ class Paths:
     def _tick(self, path: Path, now: float) -> None:
         path.pings = {txid: sent for txid, sent in path.pings.items() if now - sent.at <= PING_LIFE}
         path.prune(now)
-        if keep.advance(self._node, path, now):
+        if not self._node.probes:
+            if path.direct is not None and path.deadline <= now:
+                self._leave(path)
+        elif keep.advance(self._node, path, now):
             self._lose(path, now)
         else:
             search.advance(self._node, path, now)
