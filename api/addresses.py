@@ -7,16 +7,22 @@ A node's place in the ranges is a hash of its name, so a node that is made again
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
+from itertools import pairwise
+from typing import TypeVar
 
+Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+_N = TypeVar("_N", IPv4Network, IPv6Network)
 
 # Benchmarking (RFC 2544) twice, then parts of the shared and private space that few use.
 IPV4_RANGES = tuple(
     IPv4Network(text) for text in ("198.18.0.0/16", "198.19.0.0/16", "100.127.0.0/16", "10.213.0.0/16", "172.29.0.0/16")
 )
+_WIDEST = 8  # prefix length: sums do not grow beyond it
 _LARGEST = 1 << 32  # places of one range that are used; an IPv6 range has more than anybody needs
 
 
@@ -87,6 +93,50 @@ def _choose(
     free = next((n for n in automatic if not any(_overlap(n, other) for other in busy)), None)
     field = "meshCIDR" if version == 4 else "meshCIDR6"
     return free, "" if free else f"no IPv{version} range is free; set spec.{field}"
+
+
+def summarise(networks: Iterable[Network], avoid: Iterable[Address], most: int) -> tuple[Network, ...]:
+    """Return few networks that cover the given ones, IPv4 first: for many small ones next to each other, one large one.
+
+    Args:
+        networks: of either family.
+        avoid: no network of the result contains one of these addresses; a given one that does is left out.
+        most: as many networks of each family are returned; while there are more, neighbours are merged, those first that
+            make the smallest. What cannot be merged is left out.
+    """
+    found, kept_out = tuple(networks), tuple(avoid)
+    four = _merged(
+        [n for n in found if isinstance(n, IPv4Network)], sorted(int(ip) for ip in kept_out if ip.version == 4), most
+    )
+    six = _merged(
+        [n for n in found if isinstance(n, IPv6Network)], sorted(int(ip) for ip in kept_out if ip.version == 6), most
+    )
+    return (*four, *six)
+
+
+def _merged(networks: Sequence[_N], avoid: Sequence[int], most: int) -> list[_N]:
+    kept: list[_N] = list(collapse_addresses(n for n in networks if n.prefixlen >= _WIDEST and not _contains(n, avoid)))
+    while len(kept) > most:
+        pairs = (_around(one, other) for one, other in pairwise(kept))
+        fit: list[_N] = [each for each in pairs if each.prefixlen >= _WIDEST and not _contains(each, avoid)]
+        if not fit:
+            return kept[:most]
+        smallest = max(each.prefixlen for each in fit)
+        kept = list(collapse_addresses(kept + [each for each in fit if each.prefixlen == smallest]))
+    return kept
+
+
+def _around(one: _N, other: _N) -> _N:
+    """Return the smallest network that contains both."""
+    differ = (int(one.network_address) ^ int(other.network_address)).bit_length()
+    length = min(one.prefixlen, other.prefixlen, one.max_prefixlen - differ)
+    return one.supernet(new_prefix=length)
+
+
+def _contains(network: Network, addresses: Sequence[int]) -> bool:
+    """Tell whether one of the addresses, which are sorted, lies in the network."""
+    at = bisect_left(addresses, int(network.network_address))
+    return at < len(addresses) and addresses[at] <= int(network.broadcast_address)
 
 
 def _overlap(one: Network, other: Network) -> bool:

@@ -14,6 +14,7 @@ MESH: Final = Kind(GROUP_VERSION, "wirekubemeshes", "WireKubeMesh")
 PEER: Final = Kind(GROUP_VERSION, "wirekubepeers", "WireKubePeer")
 NODE: Final = Kind("v1", "nodes", "Node")
 SERVICE: Final = Kind("v1", "services", "Service", namespaced=True)
+ENDPOINT_SLICE: Final = Kind("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", namespaced=True)
 SERVICE_CIDR: Final = Kind("networking.k8s.io/v1", "servicecidrs", "ServiceCIDR")
 
 MESH_KEY: Final[Key] = ("", MESH_NAME)

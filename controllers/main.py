@@ -22,8 +22,8 @@ from ..runtime.reflector import Reflector
 from ..telemetry import Telemetry, setup
 from ..telemetry.logs import configure, get_logger
 from .keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
-from .kinds import MESH, MESH_KEY, NODE, PEER
-from .mesh import MeshReconciler, to_mesh
+from .kinds import MESH, NODE, PEER
+from .mesh import MeshReconciler, node_to_mesh, to_mesh
 from .peers import PeerReconciler, mesh_to_nodes
 
 log = get_logger("operator")
@@ -94,7 +94,7 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> 
     mesh_controller = Controller("mesh", MeshReconciler(client, *stores, events), telemetry=telemetry)
     mesh_controller.watches(meshes)
     mesh_controller.watches(peers, to_mesh)
-    mesh_controller.watches(nodes, lambda event: () if event.old and event.new else (MESH_KEY,))
+    mesh_controller.watches(nodes, node_to_mesh)
 
     manager = Manager(telemetry, health)
     for reflector in (meshes, peers, nodes):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from ..api.addresses import Network, Ranges, choose_ranges
+from ..api.addresses import Ranges, choose_ranges
 from ..api.constants import FIELD_MANAGER_OPERATOR
 from ..api.effective import explain
 from ..api.v1alpha1 import WireKubeMesh
@@ -21,37 +21,23 @@ from ..runtime.events import EventRecorder
 from ..runtime.objects import Key, Kind, Object
 from ..runtime.reflector import Event
 from ..runtime.store import Store
+from .cluster import ClusterNetworks, Reader, Services
 from .keys import READY
-from .kinds import (
-    MESH,
-    MESH_KEY,
-    SERVICE,
-    SERVICE_CIDR,
-    conditions_of,
-    generation_of,
-    now_iso,
-    status_of,
-    uid_of,
-)
-from .nodes import node_networks, service_networks
+from .kinds import MESH, MESH_KEY, conditions_of, generation_of, now_iso, spec_of, status_of, uid_of
+from .nodes import node_networks
 from .relays import RELAY_READY, RelayResolver
 from .verdicts import Verdict, conditions, transitions
 
 ADDRESSES_READY = "AddressesReady"
 COUNT_PAUSE = 5.0  # seconds between writes that carry nothing but counts: every agent gets each of them
 RANGES_RETRY = 30.0
-_COUNTS = frozenset({"peers", "readyPeers"})
+# Many Nodes that join make many of these, and none is urgent.
+_COUNTS = frozenset({"peers", "readyPeers", "clusterCIDRs"})
 _NO_RELAY_WANTED = frozenset({"Disabled", "NotConfigured"})
 
 
-class MeshClient(Protocol):
+class MeshClient(Reader, Protocol):
     """The part of a client that is used here."""
-
-    async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object:
-        """See `Verbs.get`."""
-
-    async def list(self, kind: Kind) -> tuple[list[Object], str]:
-        """See `Verbs.list`."""
 
     async def apply_status(self, kind: Kind, obj: Object, *, field_manager: str, force: bool = True) -> Object:
         """See `Verbs.apply_status`."""
@@ -61,8 +47,8 @@ class MeshReconciler:
     """Writes the status of the one Mesh.
 
     Args:
-        client: writes the status; reads the Service ranges when mesh ranges are chosen.
-        nodes: all Nodes, for what the mesh's ranges must not overlap.
+        client: writes the status; reads the Service ranges and the API server's addresses.
+        nodes: all Nodes, for their addresses and pod ranges.
         meshes: the Mesh.
         peers: all Peers, to be counted.
         events: for Events on the Mesh.
@@ -88,6 +74,7 @@ class MeshReconciler:
         self._events = events
         self._relays = relays or RelayResolver()
         self._clock = clock
+        self._cluster = ClusterNetworks(client, clock)
         self._written = float("-inf")
 
     async def reconcile(self, key: Key) -> Result:
@@ -99,39 +86,30 @@ class MeshReconciler:
             mesh = WireKubeMesh.model_validate(obj)
         except ValidationError as error:
             return await self._write(obj, kept(obj), [Verdict(READY, "False", "Malformed", explain(error))], None)
-        ranges = await self._ranges(mesh, obj)
+        services = await self._cluster.services()
+        ranges = self._ranges(mesh, obj, services)
         relays = await self._relays.resolve(mesh.spec.relay, status_of(obj).get("relays") or [])
         verdicts = [addresses_verdict(ranges), relays.verdict]
         verdicts.append(ready_verdict(verdicts))
         fields = counts(self._peers.items().values()) | {
             "observedGeneration": generation_of(obj),
             "meshCIDRs": [str(network) for network in ranges.networks],
+            "clusterCIDRs": self._cluster.cidrs(self._nodes.items().values(), services),
+            "apiServers": list(services.api_servers),
             "relays": relays.entries,
         }
         again = [each for each in (relays.again, RANGES_RETRY if ranges.problems else None) if each is not None]
         return await self._write(obj, fields, verdicts, min(again, default=None))
 
-    async def _ranges(self, mesh: WireKubeMesh, obj: Object) -> Ranges:
+    def _ranges(self, mesh: WireKubeMesh, obj: Object, services: Services) -> Ranges:
         current = [ip_network(text) for text in mesh.status.mesh_cidrs]
         wanted = [ip_network(text) for text in (mesh.spec.mesh_cidr, mesh.spec.mesh_cidr6) if text]
         wrong = family_problem(mesh)
         if wrong:
             return Ranges(tuple(current), (wrong,))
         settled = {network.version for network in current} == {4, 6} and set(wanted) <= set(current)
-        taken = [] if settled else await self._taken()
+        taken = [] if settled else [*node_networks(self._nodes.items().values()), *services.ranges]
         return choose_ranges(uid_of(obj), taken, current=current, wanted=wanted)
-
-    async def _taken(self) -> list[Network]:
-        """Return what the cluster uses; a server without ServiceCIDR objects still has the Service `kubernetes`."""
-        try:
-            cidrs, _ = await self._client.list(SERVICE_CIDR)
-        except NotFound:
-            cidrs = []
-        try:
-            service: Object | None = await self._client.get(SERVICE, "kubernetes", "default")
-        except NotFound:
-            service = None
-        return [*node_networks(self._nodes.items().values()), *service_networks(cidrs, service)]
 
     async def _write(self, obj: Object, fields: dict[str, Any], verdicts: list[Verdict], again: float | None) -> Result:
         wanted = fields | {"conditions": conditions(obj, verdicts, now_iso())}
@@ -196,6 +174,19 @@ def ready_verdict(parts: list[Verdict]) -> Verdict:
         if part.status != "True" and not (part.type == RELAY_READY and part.reason in _NO_RELAY_WANTED):
             return Verdict(READY, "False", part.reason, part.message)
     return Verdict(READY, "True", "Ready", "addresses and relay are in order")
+
+
+def node_to_mesh(event: Event) -> tuple[Key, ...]:
+    """Map a Node to the Mesh when its addresses or pod ranges are other ones than before."""
+    old, new = (_places(obj) for obj in (event.old, event.new))
+    return (MESH_KEY,) if old != new else ()
+
+
+def _places(node: Object | None) -> object:
+    if node is None:
+        return None
+    spec = spec_of(node)
+    return status_of(node).get("addresses"), spec.get("podCIDRs"), spec.get("podCIDR")
 
 
 def to_mesh(_event: Event) -> tuple[Key]:

@@ -62,11 +62,21 @@ def _reachable(text: str) -> Endpoint:
 
 def node_networks(nodes: Iterable[Object]) -> Iterator[Network]:
     """Yield the addresses and pod ranges of Nodes; what cannot be read is skipped."""
+    nodes = list(nodes)
+    yield from networks([*node_addresses(nodes), *pod_ranges(nodes)])
+
+
+def node_addresses(nodes: Iterable[Object]) -> Iterator[str]:
+    """Yield the addresses of Nodes, host names among them."""
+    for node in nodes:
+        yield from (entry.get("address") or "" for entry in status_of(node).get("addresses") or [])
+
+
+def pod_ranges(nodes: Iterable[Object]) -> Iterator[str]:
+    """Yield the pod ranges of Nodes."""
     for node in nodes:
         spec = spec_of(node)
-        texts = [entry.get("address", "") for entry in status_of(node).get("addresses") or []]
-        texts += spec.get("podCIDRs") or [spec.get("podCIDR") or ""]
-        yield from networks(texts)
+        yield from spec.get("podCIDRs") or [spec.get("podCIDR") or ""]
 
 
 def service_networks(cidrs: Iterable[Object], service: Object | None) -> Iterator[Network]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
@@ -43,6 +43,11 @@ def _network(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    ip_address(text)
+    return text
+
+
 # Python checks these patterns as well: objects may have got in before the CRD had a rule.
 Port = Annotated[int, Field(ge=1, le=65535)]
 HostPort = Annotated[
@@ -60,6 +65,7 @@ Cidr = Annotated[
     str,
     Field(max_length=49, json_schema_extra=matches(CIDR, "must be ADDRESS/LENGTH, and not a default route (/0)")),
 ]
+IpAddress = Annotated[str, Field(max_length=45), AfterValidator(_address)]
 NetworkCidr = Annotated[Cidr, AfterValidator(_network)]
 
 

@@ -11,6 +11,7 @@ from ..constants import DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU
 from .base import (
     Conditions,
     HostPort,
+    IpAddress,
     IpPort,
     Metadata,
     Model,
@@ -22,6 +23,8 @@ from .base import (
     rules,
 )
 
+MOST_CLUSTER_CIDRS = 32
+MOST_API_SERVERS = 16
 INTERFACE = "^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$"
 _STUN_RULES = rules(
     ("size(self) != 1", "give at least two STUN servers or none: one alone cannot tell a symmetric NAT from others"),
@@ -130,6 +133,10 @@ class MeshStatus(Model):
     """Number of Peers whose condition Ready is True."""
     mesh_cidrs: Annotated[tuple[NetworkCidr, ...], Field(alias="meshCIDRs", max_length=2)] = ()
     """The ranges of mesh addresses in force."""
+    cluster_cidrs: Annotated[tuple[NetworkCidr, ...], Field(alias="clusterCIDRs", max_length=MOST_CLUSTER_CIDRS)] = ()
+    """Service ranges and, summed up, the Nodes' pod ranges: no node is reached at an address there."""
+    api_servers: Annotated[tuple[IpAddress, ...], Field(max_length=MOST_API_SERVERS)] = ()
+    """Addresses behind the Service kubernetes. No Peer's allowedIPs may cover them: kubelets reach the API server without the mesh."""
     relays: Annotated[tuple[RelayStatus, ...], Field(max_length=16, json_schema_extra=by_name())] = ()
     """The relays that agents may use."""
     conditions: Conditions = ()

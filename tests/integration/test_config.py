@@ -77,12 +77,14 @@ def test_default_has_no_relay() -> None:
         ("operator", "patch", "wirekubemeshes.wirekube.io/status", True),
         ("operator", "patch", "wirekubemeshes.wirekube.io", False),
         ("operator", "patch", "nodes", False),
+        ("operator", "get", "endpointslices.discovery.k8s.io/kubernetes", True),
+        ("operator", "get", "endpointslices.discovery.k8s.io/other", False),
         ("operator", "get", "secrets", False),
         ("operator", "create", "pods", False),
     ],
 )
 def test_rights(cluster: Any, who: str, verb: str, what: str, allowed: bool) -> None:
-    resource, _, subresource = what.partition("/")
+    resource, _, subresource = what.partition("/") if what.endswith("/status") else (what, "", "")
     arguments = ["auth", "can-i", verb, resource, "-n", "default", f"--as={ACCOUNT}{who}"]
     if subresource:
         arguments.append(f"--subresource={subresource}")

@@ -91,6 +91,10 @@ def test_from_nodes_to_a_mesh(cluster: Cluster) -> None:
     peer = eventually(lambda: cluster.get("wkpeer", "op-a"))
     mesh = cluster.get("wkmesh", "default")
     assert mesh["status"]["meshCIDRs"][0] == "198.18.0.0/16"
+    services = json.loads(cluster.kubectl("get", "servicecidr", "kubernetes", "-o", "json").stdout)["spec"]["cidrs"]
+    assert mesh["status"]["clusterCIDRs"] == services
+    slices = cluster.kubectl("get", "endpointslice", "kubernetes", "-n", "default", "-o", "json").stdout
+    assert mesh["status"]["apiServers"] == json.loads(slices)["endpoints"][0]["addresses"]
     assert [text.partition("/")[2] for text in peer["spec"]["addresses"]] == ["32", "128"]
     assert peer["spec"]["endpoint"] == "203.0.113.5:51820"
     assert peer["metadata"]["ownerReferences"][0]["uid"] == cluster.get("node", "op-a")["metadata"]["uid"]

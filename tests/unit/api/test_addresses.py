@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,7 @@ from wirekube.api.addresses import (
     allocate,
     choose_ranges,
     place_of,
+    summarise,
     unique_local,
 )
 
@@ -101,3 +102,35 @@ def test_no_free_range_names_the_field_to_set() -> None:
     chosen = choose_ranges("uid", IPV4_RANGES)
     assert chosen.networks == (unique_local("uid"),)
     assert "spec.meshCIDR" in chosen.problems[0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.integers(24, 30)), max_size=30),
+    st.lists(st.integers(0, 255), max_size=5),
+    st.integers(1, 6),
+)
+def test_a_sum_covers_what_it_can_and_no_address_that_it_must_not(
+    pairs: list[tuple[int, int]], hosts: list[int], most: int
+) -> None:
+    networks = [ip_network(f"10.0.{last}.0/{length}", strict=False) for last, length in pairs]
+    avoid = [IPv4Address(f"10.0.{last}.1") for last in hosts]
+    found = summarise(networks, avoid, most)
+    assert len(found) <= most
+    assert not any(address in network for address in avoid for network in found)
+    if not avoid:
+        assert all(any(network.subnet_of(each) for each in found) for network in networks)  # type: ignore[arg-type]
+    assert summarise(found, avoid, most) == found
+
+
+def test_a_thousand_pod_ranges_of_both_families_become_few() -> None:
+    four = [f"10.{244 + index // 256}.{index % 256}.0/24" for index in range(1000) if index % 7]
+    six = [f"fd00:10:244:{index:x}::/64" for index in range(1000)]
+    found = summarise(map(ip_network, [*four, *six]), [ip_address("10.240.0.1"), ip_address("fd00:10:1::1")], 8)
+    assert [network.version for network in found].count(4) <= 8
+    assert ip_network("10.244.0.0/16").subnet_of(found[0])  # type: ignore[arg-type]
+    assert not any(ip_address(text) in network for text in ("10.240.0.1", "10.248.0.1") for network in found)
+
+
+def test_a_range_that_holds_half_the_internet_counts_for_nothing() -> None:
+    """A node that was taken over may register itself with any pod range."""
+    assert summarise([ip_network("0.0.0.0/1"), ip_network("10.1.0.0/24")], [], 8) == (ip_network("10.1.0.0/24"),)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from wirekube.controllers.main import ConfigError, from_environment
-from wirekube.controllers.mesh import MeshReconciler
+from wirekube.controllers.mesh import MeshReconciler, node_to_mesh
 from wirekube.controllers.relays import LookupFailed, RelayResolver
 from wirekube.runtime.conditions import find_condition
-from wirekube.runtime.store import Store
+from wirekube.runtime.store import Event, Store
 
 KEY = ("", "default")
 
@@ -145,3 +145,38 @@ def test_environment() -> None:
     for wrong in ({"WIREKUBE_HEALTH": "9585"}, {"WIREKUBE_LOG_LEVEL": "loud"}):
         with pytest.raises(ConfigError):
             from_environment(wrong)
+
+
+async def test_agents_learn_where_no_node_is_and_where_the_api_server_is(world: World) -> None:
+    world.nodes.put({"metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.0.0/24", "fd00:1::/64"]}})
+    world.nodes.put({"metadata": {"name": "b"}, "spec": {"podCIDR": "10.244.1.0/24"}})
+    world.put()
+    status = await world.status()
+    assert status["clusterCIDRs"] == ["198.18.0.0/16", "10.244.0.0/23", "fd00:1::/64"]
+    assert status["apiServers"] == ["203.0.113.5", "203.0.113.6", "2001:db8::6"]
+    reads = world.written.reads
+    assert await world.status() is None
+    assert world.written.reads == reads
+    world.now = 300.0
+    assert await world.status() is None
+    assert world.written.reads == 2 * reads
+
+
+async def test_many_nodes_that_join_make_few_writes(world: World) -> None:
+    world.put()
+    await world.status()
+    world.nodes.put({"metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.9.0/24"]}})
+    assert await world.status() is None
+    world.now = 5.0
+    assert "10.244.9.0/24" in (await world.status())["clusterCIDRs"]
+
+
+def test_a_node_concerns_the_mesh_by_its_networks_alone() -> None:
+    def node(**rest: Any) -> Any:
+        return {"metadata": {"name": "a"}, **rest}
+
+    before, heard = node(spec={"podCIDR": ""}), node(status={"conditions": [{"type": "Ready"}]}, spec={"podCIDR": ""})
+    assert node_to_mesh(Event("MODIFIED", KEY, before, heard)) == ()
+    assert node_to_mesh(Event("MODIFIED", KEY, before, node(spec={"podCIDR": "10.1.0.0/24"}))) == (KEY,)
+    assert node_to_mesh(Event("ADDED", KEY, None, node())) == (KEY,)
+    assert node_to_mesh(Event("SYNC", KEY, node(), node())) == ()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cluster's own networks: pod ranges, Service ranges, where its API servers are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Protocol
+
+from ..api.addresses import Network, summarise
+from ..api.v1alpha1.mesh import MOST_API_SERVERS, MOST_CLUSTER_CIDRS
+from ..runtime.errors import NotFound
+from ..runtime.objects import Kind, Object
+from .kinds import ENDPOINT_SLICE, SERVICE, SERVICE_CIDR
+from .nodes import networks, node_addresses, pod_ranges, service_networks
+
+Address = IPv4Address | IPv6Address
+
+REFRESH = 300.0  # seconds; the addresses of API servers and Service ranges change when somebody rebuilds the cluster
+_MOST_RANGES = 8  # of Services, and of pods, in each family
+
+
+class Reader(Protocol):
+    """The part of a client that is used here."""
+
+    async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object:
+        """See `Verbs.get`."""
+
+    async def list(self, kind: Kind) -> tuple[list[Object], str]:
+        """See `Verbs.list`."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What is read now and then.
+
+    Attributes:
+        ranges: Service ranges; on a server without ServiceCIDR objects the address of the Service `kubernetes`.
+        api_servers: addresses behind that Service, sorted.
+    """
+
+    ranges: tuple[Network, ...]
+    api_servers: tuple[str, ...]
+
+
+class ClusterNetworks:
+    """Reads the cluster's networks, and keeps what it has read for a while.
+
+    Args:
+        client: reads ServiceCIDRs, and Service and EndpointSlice `kubernetes`.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, client: Reader, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client, self._clock = client, clock
+        self._services: Services | None = None
+        self._due = float("-inf")
+        self._pods: tuple[tuple[frozenset[str], frozenset[str]], tuple[Network, ...]] | None = None
+
+    async def services(self) -> Services:
+        """Return Service ranges and API servers, at most 5 minutes old.
+
+        Raises:
+            ApiError: they cannot be read.
+        """
+        if self._services is None or self._due <= self._clock():
+            cidrs = await self._cidrs()
+            service = await self._kubernetes(SERVICE)
+            slices = await self._kubernetes(ENDPOINT_SLICE)
+            self._services = Services(tuple(service_networks(cidrs, service)), endpoint_addresses(slices))
+            self._due = self._clock() + REFRESH
+        return self._services
+
+    def cidrs(self, nodes: Iterable[Object], services: Services) -> list[str]:
+        """Return Service and pod ranges as status.clusterCIDRs has them; the same Nodes are not summed up again."""
+        nodes = list(nodes)
+        seen = frozenset(pod_ranges(nodes)), frozenset(node_addresses(nodes))
+        if self._pods is None or self._pods[0] != seen:
+            avoid = [network.network_address for network in networks(seen[1])]
+            self._pods = seen, summarise(networks(seen[0]), avoid, _MOST_RANGES)
+        found = dict.fromkeys([*summarise(services.ranges, (), _MOST_RANGES), *self._pods[1]])
+        return [str(network) for network in found][:MOST_CLUSTER_CIDRS]
+
+    async def _cidrs(self) -> list[Object]:
+        try:
+            return (await self._client.list(SERVICE_CIDR))[0]
+        except NotFound:
+            return []
+
+    async def _kubernetes(self, kind: Kind) -> Object | None:
+        try:
+            return await self._client.get(kind, "kubernetes", "default")
+        except NotFound:
+            return None
+
+
+def endpoint_addresses(found: Object | None) -> tuple[str, ...]:
+    """Return the addresses in an EndpointSlice, sorted; what cannot be read is skipped."""
+    entries = found.get("endpoints") if found is not None else None
+    listed = [each.get("addresses") for each in entries or [] if isinstance(each, dict)]
+    parsed = {ip for texts in listed if isinstance(texts, list) for text in texts if (ip := _address(text)) is not None}
+    return tuple(str(ip) for ip in sorted(parsed, key=lambda ip: (ip.version, int(ip)))[:MOST_API_SERVERS])
+
+
+def _address(text: object) -> Address | None:
+    try:
+        return ip_address(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
