@@ -12,6 +12,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,8 @@ class ControlPlane:
             "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
             # Without a controller manager nobody makes the default ServiceAccounts that this plug-in asks for.
             "--disable-admission-plugins=ServiceAccount",
-            # Otherwise the server exits when its address is on loopback.
-            "--endpoint-reconciler-type=none",
+            # With its address on loopback the server would exit, for it cannot publish that.
+            *(["--endpoint-reconciler-type=none"] if ip_address(self._address).is_loopback else []),
             "--allow-privileged=true", "--profiling=false",
         ]  # fmt: skip
 
