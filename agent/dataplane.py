@@ -19,6 +19,7 @@ from ..wire.endpoint import Endpoint
 from .facts import MeshFacts, OwnFacts, PeerFacts
 from .plan import Legs, allocate_ports, device_config, held_ports, host_plan, steering_plan
 from .routing.host import HostNetwork
+from .routing.source import Sources
 from .steering import table
 from .steering.plan import PeerSteering
 from .wireguard.backend import Backend, BackendError, ForeignInterface
@@ -115,6 +116,7 @@ class DataPlane:
     def __init__(self, host: HostNetwork, helper_wait: float = 0.0) -> None:
         self._host, self._helper_wait = host, helper_wait
         self._steering = table.Steering()
+        self._sources = Sources()
         self._backend: Backend | None = None
         self._private = b""
         self.ports: dict[bytes, int] = {}
@@ -165,6 +167,7 @@ class DataPlane:
             SteeringError: nft refuses the table.
             OSError: the kernel cannot be asked.
         """
+        self._sources.forget()  # routes may have changed: that is one reason to be here
         await self.steer(desired)
         await self.configure(desired)
         plan = host_plan(desired.mesh, desired.own, desired.peers)
@@ -178,11 +181,13 @@ class DataPlane:
 
         Raises:
             SteeringError: nft refuses the table.
+            OSError: no route can be asked for.
         """
         self.ports = allocate_ports((peer.key for peer in desired.peers), self.ports)
-        await self._steering.apply(
-            steering_plan(desired.mesh, desired.peers, self.ports, desired.legs, desired.proxies, desired.probe_port)
-        )
+        sources = self._sources.of({legs.direct.ip for legs in desired.legs.values() if legs.direct is not None})
+        mesh, peers, legs, proxies = desired.mesh, desired.peers, desired.legs, desired.proxies
+        plan = steering_plan(mesh, peers, self.ports, legs, proxies, sources, desired.probe_port)
+        await self._steering.apply(plan)
 
     async def configure(self, desired: Desired) -> None:
         """Compare WireGuard's peers and write what differs: keepalives follow the legs.

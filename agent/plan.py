@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address, ip_interface
 
 from ..api.constants import FWMARK, VIRTUAL_IPV4
-from ..wire.endpoint import Endpoint
+from ..wire.endpoint import Endpoint, IPAddress
 from .facts import MeshFacts, OwnFacts, PeerFacts, keepalive_of
 from .routing.plan import HostPlan
 from .steering.plan import PeerSteering, SteeringPlan, plan_of
@@ -125,16 +125,22 @@ def steering_plan(
     ports: Mapping[bytes, int],
     legs: Mapping[str, Legs],
     proxies: Mapping[bytes, Endpoint],
+    sources: Mapping[IPAddress, IPv4Address],
     probe_port: int,
 ) -> SteeringPlan:
-    """Return the steering table: the leg in use for each peer, and whose packets are taken for whose."""
+    """Return the steering table: the leg in use for each peer, and whose packets are taken for whose.
+
+    `sources` has our address on the way to each direct leg; a proxy gets its packets from its own address.
+    """
     entries = []
     for peer in peers:
         mine, proxy = legs.get(peer.name, Legs()), proxies.get(peer.key)
+        source = sources.get(mine.direct.ip) if mine.direct is not None else proxy.ip if proxy is not None else None
         entries.append(
             PeerSteering(
                 virtual_port=ports[peer.key],
                 send_to=mine.direct or proxy,
+                send_from=source if isinstance(source, IPv4Address) else None,
                 accept=mine.accept | ({proxy} if proxy else set()),
             )
         )

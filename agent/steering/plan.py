@@ -3,7 +3,8 @@
 
 WireGuard's endpoint of a peer is the constant 192.0.2.1:PORT(peer). The table turns it into the leg in use and back:
 
-    WireGuard ── 192.0.2.1:PORT ──> out (output, raw): maps `leg_addr`, `leg_port` ──> direct address, or local proxy
+    WireGuard ── 192.0.2.1:PORT ──> out (output, raw): maps `leg_src`, `leg_addr`, `leg_port` ──> direct address, or
+                                    local proxy
     WireGuard <── 192.0.2.1:PORT ── inp (input, mangle): map `back` <── confirmed direct address, or local proxy
 
     probe socket ── sport PROBE -> LISTEN (out)          STUN answers and probes to LISTEN -> dport PROBE (inp)
@@ -12,6 +13,10 @@ Both rewrites stand where conntrack has them on the wire's side: before it on th
 STUN, probes and WireGuard share one conntrack entry, and a host firewall that keeps state lets the answers in. Input,
 not prerouting, so that a strict rp_filter judges the real source. A packet from an address that is not in `back` is left
 alone, and WireGuard answers there: a peer whose NAT rebound stays reachable until the agent has confirmed the address.
+
+`leg_src` is there for nodes with several addresses: WireGuard's socket chose its source for 192.0.2.1, and the kernel,
+which looks the route up again after `out`, keeps it. The packet must leave with the address that a probe to the same
+leg leaves with, for that is the one that the peer knows.
 
 `unmark` clears our fwmark once routing is decided: it contains 0x4000, kube-proxy's masquerade bit, which would give
 WireGuard a random source port.
@@ -24,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from ...api.constants import FWMARK, VIRTUAL_IPV4
 from ...wire.endpoint import Endpoint
@@ -39,11 +45,13 @@ class PeerSteering:
     Attributes:
         virtual_port: the port of its constant endpoint.
         send_to: where its packets go; None drops them.
+        send_from: our address on the way there; without one they are dropped, for there is no route.
         accept: addresses whose packets are this peer's.
     """
 
     virtual_port: int
     send_to: Endpoint | None
+    send_from: IPv4Address | None
     accept: frozenset[Endpoint] = frozenset()
 
 
@@ -71,22 +79,23 @@ Elements = dict[str, dict[str, str]]
 
 
 def elements(plan: SteeringPlan) -> Elements:
-    """Return the three maps, key to value, as nft writes them.
+    """Return the four maps, key to value, as nft writes them.
 
     An address that two peers claim stays with the lower port: a map has one value for a key.
     """
     sending = {}
     for port in sorted(plan.peers):
-        send_to = plan.peers[port].send_to
-        if send_to is not None and send_to.ip.version == 4:
-            sending[port] = send_to
+        send_to, send_from = plan.peers[port].send_to, plan.peers[port].send_from
+        if send_to is not None and send_to.ip.version == 4 and send_from is not None:
+            sending[port] = send_to, send_from
     back: dict[str, str] = {}
     for port in sorted(plan.peers):
         for source in sorted(source for source in plan.peers[port].accept if source.ip.version == 4):
             back.setdefault(f"{source.ip} . {source.port}", str(port))
     return {
-        "leg_addr": {str(port): str(to.ip) for port, to in sending.items()},
-        "leg_port": {str(port): str(to.port) for port, to in sending.items()},
+        "leg_src": {str(port): str(source) for port, (_, source) in sending.items()},
+        "leg_addr": {str(port): str(to.ip) for port, (to, _) in sending.items()},
+        "leg_port": {str(port): str(to.port) for port, (to, _) in sending.items()},
         "back": back,
     }
 
@@ -98,6 +107,9 @@ def render(plan: SteeringPlan) -> str:
 table ip {TABLE}
 delete table ip {TABLE}
 table ip {TABLE} {{
+ map leg_src {{
+  type inet_service : ipv4_addr
+{_elements(maps["leg_src"])} }}
  map leg_addr {{
   type inet_service : ipv4_addr
 {_elements(maps["leg_addr"])} }}
@@ -109,7 +121,7 @@ table ip {TABLE} {{
 {_elements(maps["back"])} }}
  chain out {{
   type route hook output priority raw; policy accept;
-  ip daddr {VIRTUAL_IPV4} udp sport {plan.listen_port} ip daddr set udp dport map @leg_addr udp dport set udp dport map @leg_port
+  ip daddr {VIRTUAL_IPV4} udp sport {plan.listen_port} ip saddr set udp dport map @leg_src ip daddr set udp dport map @leg_addr udp dport set udp dport map @leg_port
   ip daddr {VIRTUAL_IPV4} drop
   udp sport {plan.probe_port} udp sport set {plan.listen_port}
  }}

@@ -13,6 +13,7 @@ import json
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any
 
 from ...telemetry.logs import get_logger
@@ -98,7 +99,7 @@ async def read() -> Snapshot | None:
 
 def parse(text: str) -> Snapshot:
     """Read what `nft -j list table` prints."""
-    maps: Elements = {"leg_addr": {}, "leg_port": {}, "back": {}}
+    maps: Elements = {"leg_src": {}, "leg_addr": {}, "leg_port": {}, "back": {}}
     rules: list[Any] = []
     for item in json.loads(text)["nftables"]:
         if "map" in item:
@@ -127,8 +128,9 @@ def _entries(maps: Elements) -> dict[int, PeerSteering]:
         for port, address in maps["leg_addr"].items()
         if port in maps["leg_port"]
     }
+    sources = {int(port): IPv4Address(address) for port, address in maps.get("leg_src", {}).items()}
     return {
-        port: PeerSteering(port, legs.get(port), frozenset(accept.get(port, ())))
+        port: PeerSteering(port, legs.get(port), sources.get(port), frozenset(accept.get(port, ())))
         for port in legs.keys() | accept.keys()
     }
 

@@ -3,6 +3,10 @@
 
 a 10.95.0.1 ─────────── wire ─────────── 10.95.0.2 b
      :40001 <── the pump: what comes in at one goes out at the other ──> :40001
+
+One more node has two networks: its default route and its proxies are in the other one than its peer.
+
+r 10.95.9.254 ── 10.95.9.1 c 10.95.0.1 ───────── 10.95.0.2 d
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import pytest
 
 from wirekube.agent.nat.socket import ProbeSocket
 from wirekube.agent.paths.probe import MAGIC
+from wirekube.agent.routing.source import Sources
 from wirekube.agent.steering import table
 from wirekube.agent.steering.plan import PeerSteering, SteeringPlan, elements, plan_of
 from wirekube.agent.steering.table import Steering, SteeringError
@@ -72,9 +77,14 @@ table ip tap {
   flags dynamic
   size 1024
  }
+ set addresses {
+  type ipv4_addr
+  flags dynamic
+  size 1024
+ }
  chain cpre {
   type filter hook prerouting priority -400; policy accept;
-  iifname eth0 meta l4proto udp add @sources { udp sport }
+  iifname eth0 meta l4proto udp add @sources { udp sport } add @addresses { ip saddr }
  }
 }
 """
@@ -82,9 +92,13 @@ table ip tap {
 
 @dataclass
 class Node:
+    """One node; `underlay` is the address of its default route, where that is another than its peer knows."""
+
     name: str
     address: str
     mesh: str
+    underlay: str = ""
+    lab: str = LAB
     private_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
     backend: UserspaceBackend = field(default_factory=UserspaceBackend)
     steering: Steering = field(default_factory=Steering)
@@ -101,10 +115,10 @@ class Node:
 
     @property
     def proxy(self) -> Endpoint:
-        return Endpoint.of(self.address, PROXY)
+        return Endpoint.of(self.underlay or self.address, PROXY)
 
     def inside(self) -> contextlib.AbstractContextManager[None]:
-        return netns.inside(namespace(LAB, self.name))
+        return netns.inside(namespace(self.lab, self.name))
 
     def run(self, words: str, text: str = "") -> str:
         with self.inside():
@@ -113,7 +127,7 @@ class Node:
     def udp(self, port: int) -> socket.socket:
         with self.inside():
             made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        made.bind((self.address, port))
+        made.bind((self.underlay or self.address, port))
         return made
 
     async def configure(self, peer: Node) -> None:
@@ -127,8 +141,9 @@ class Node:
         self.run(f"ip route add {peer.mesh}/32 dev {self.interface} src {self.mesh}")
 
     async def steer(self, leg: Endpoint | None, accept: frozenset[Endpoint]) -> None:
-        self.plan = plan_of(LISTEN, self.probe_port, [PeerSteering(VIRTUAL_PORT, leg, accept)])
         with self.inside():
+            source = self.proxy.ip if leg == self.proxy else Sources().of({leg.ip}).get(leg.ip) if leg else None
+            self.plan = plan_of(LISTEN, self.probe_port, [PeerSteering(VIRTUAL_PORT, leg, source, accept)])
             await self.steering.apply(self.plan)
 
     def endpoint(self) -> str:
@@ -191,13 +206,30 @@ async def pinged(raw: socket.socket, to: str, count: int, interval: float, patie
         raw.close()
 
 
-def network(a: Node, b: Node) -> NetworkPlan:
-    def box(node: Node, opened: str, rules: str) -> Box:
-        up = (f"addr add {node.address}/24 dev eth0", "link set eth0 up", "route add default via 10.95.0.254 dev eth0")
-        return Box(node.name, ("link set lo up", *up), STRICT, FIREWALL % opened + rules)
+def box(name: str, *addresses: str, opened: str = "", rules: str = "") -> Box:
+    """Make a node's box: an interface for each address, the default route by the first one."""
+    commands = ["link set lo up"]
+    for number, address in enumerate(addresses):
+        commands += [f"addr add {address}/24 dev eth{number}", f"link set eth{number} up"]
+    commands.append(f"route add default via {addresses[0].rpartition('.')[0]}.254 dev eth0")
+    return Box(name, tuple(commands), STRICT, FIREWALL % opened + rules)
 
-    boxes = (box(a, "", KUBE_PROXY), box(b, f"udp dport {{ {LISTEN}, {STUN} }} accept", TAP))
+
+OPENED = f"udp dport {{ {LISTEN}, {STUN} }} accept"
+
+
+def network(a: Node, b: Node) -> NetworkPlan:
+    boxes = (box("a", a.address, rules=KUBE_PROXY), box("b", b.address, opened=OPENED, rules=TAP))
     return NetworkPlan(boxes, (Cable(("a", "eth0"), ("b", "eth0")),), {})
+
+
+def two_networks(c: Node, d: Node) -> NetworkPlan:
+    boxes = (
+        box("r", "10.95.9.254"),
+        box("c", c.underlay, c.address, rules=KUBE_PROXY),
+        box("d", d.address, opened=OPENED, rules=TAP),
+    )
+    return NetworkPlan(boxes, (Cable(("c", "eth0"), ("r", "eth0")), Cable(("c", "eth1"), ("d", "eth0"))), {})
 
 
 @contextlib.contextmanager
@@ -209,9 +241,12 @@ def pump(mesh: Mesh) -> Iterator[None]:
 
     def move(one: int, other: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            while data := sockets[one].recv(65536):
+            while True:
+                data, source = sockets[one].recvfrom(65536)
+                if source != (str(nodes[one].proxy.ip), LISTEN):
+                    continue  # the real one refuses it too
                 mesh.relayed[nodes[one].name] += 1
-                sockets[other].sendto(data, nodes[other].direct.sockaddr())
+                sockets[other].sendto(data, (str(nodes[other].proxy.ip), LISTEN))
 
     try:
         for one, other in ((0, 1), (1, 0)):
@@ -224,15 +259,14 @@ def pump(mesh: Mesh) -> Iterator[None]:
             opened.close()
 
 
-@pytest.fixture(scope="module")
-async def joined() -> AsyncIterator[Mesh]:
-    """Two nodes that have pinged each other, shared by the tests."""
-    mesh = Mesh(Node("a", "10.95.0.1", "10.77.0.1"), Node("b", "10.95.0.2", "10.77.0.2"), {"a": 0, "b": 0})
+@contextlib.asynccontextmanager
+async def connected(lab: str, mesh: Mesh, plan: NetworkPlan) -> AsyncIterator[Mesh]:
+    """Two nodes that have pinged each other."""
     nodes = (mesh.a, mesh.b)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WIREKUBE_WIREGUARD_GO", str(wireguard_go()))
         try:
-            netns.build(LAB, network(*nodes))
+            netns.build(lab, plan)
             with pump(mesh):
                 await mesh.legs("direct", "direct")
                 # First the one whose firewall is open: then the first initiation of the other is heard.
@@ -246,7 +280,15 @@ async def joined() -> AsyncIterator[Mesh]:
             for node in nodes:
                 with contextlib.suppress(netns.NetworkError), node.inside():
                     await node.backend.remove(node.interface)
-            netns.remove(LAB)
+            netns.remove(lab)
+
+
+@pytest.fixture(scope="module")
+async def joined() -> AsyncIterator[Mesh]:
+    """Two nodes that have pinged each other, shared by the tests."""
+    a, b = Node("a", "10.95.0.1", "10.77.0.1"), Node("b", "10.95.0.2", "10.77.0.2")
+    async with connected(LAB, Mesh(a, b, {"a": 0, "b": 0}), network(a, b)) as mesh:
+        yield mesh
 
 
 @pytest.fixture
@@ -445,3 +487,31 @@ async def test_a_missing_nft_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) 
 async def test_what_nft_refuses_is_its_own_first_line(mesh: Mesh) -> None:
     with mesh.a.inside(), pytest.raises(SteeringError, match=r"Error: .*"):
         await Steering().apply(plan_of(70000, 40000, []))
+
+
+async def test_packets_leave_with_the_address_of_their_own_interface_on_a_node_with_two() -> None:
+    """WireGuard's socket chooses its source for 192.0.2.1: that of the default route, which `d` does not know."""
+    lab = f"{LAB}n"
+    c, d = Node("c", "10.95.0.1", "10.77.0.1", "10.95.9.1", lab), Node("d", "10.95.0.2", "10.77.0.2", lab=lab)
+    async with connected(lab, Mesh(c, d, {"c": 0, "d": 0}), two_networks(c, d)) as mesh:
+        for legs in LEGS:
+            await mesh.legs(*legs)
+            before = dict(mesh.relayed)
+            assert await mesh.lost(10) == 0, legs
+            assert (mesh.relayed["c"] > before["c"], mesh.relayed["d"] > before["d"]) == tuple(
+                leg == "relay" for leg in legs
+            )
+        assert mesh.endpoints() == {str(VIRTUAL)}, "nobody roamed"
+        assert addresses(d) == {c.address}
+        with c.inside():
+            seen = await table.read()
+            assert seen is not None
+            assert table.adopted(seen) == c.plan.peers
+        c.run("conntrack -F")  # the firewall must let answers in that came by a new entry too
+        await mesh.legs("direct", "direct")
+        assert await mesh.lost(5) == 0
+
+
+def addresses(node: Node) -> set[str]:
+    """Return the source addresses of UDP that came over the wire."""
+    return set(re.findall(r"\d+\.\d+\.\d+\.\d+", node.run("nft list set ip tap addresses").partition("elements")[2]))

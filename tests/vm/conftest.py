@@ -25,6 +25,7 @@ import pytest
 
 from wirekube.agent.routing.host import HostNetwork
 from wirekube.agent.routing.plan import HostPlan
+from wirekube.agent.routing.source import Sources
 from wirekube.agent.steering import table
 from wirekube.agent.steering.plan import PeerSteering, SteeringPlan, plan_of
 from wirekube.agent.steering.table import Steering
@@ -175,8 +176,9 @@ class Node:
 
     async def send_by(self, leg: Endpoint | None, accept: frozenset[Endpoint]) -> None:
         """Change the leg of the only peer by one transaction."""
-        self.plan = plan_of(DEFAULT_LISTEN_PORT, PROBE_PORT, [PeerSteering(VIRTUAL_PORT, leg, accept)])
         with self.inside():
+            source = self.proxy.ip if leg == self.proxy else Sources().of({leg.ip}).get(leg.ip) if leg else None
+            self.plan = plan_of(DEFAULT_LISTEN_PORT, PROBE_PORT, [PeerSteering(VIRTUAL_PORT, leg, source, accept)])
             await self.steering.apply(self.plan)
 
     def endpoint(self) -> str:

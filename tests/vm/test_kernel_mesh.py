@@ -147,6 +147,32 @@ async def test_the_source_port_on_the_wire_stays_behind_kube_proxy(mesh, kube_pr
     assert ports(52020)
 
 
+async def test_packets_leave_with_the_address_of_their_own_interface_on_a_node_with_two(mesh, tap):
+    """WireGuard chooses its source for 192.0.2.1: that of the default route, which the peer does not know."""
+    a, b = mesh.a, mesh.b
+    for words in (
+        "link add w0 type veth peer name w1",
+        "addr add 10.95.9.1/24 dev w0",
+        "link set w1 up",
+        "link set w0 up",
+        "route replace default via 10.95.9.254 dev w0",
+    ):
+        a.call("ip", *words.split())
+    try:
+        assert "src 10.95.9.1" in a.call("ip", "route", "get", VIRTUAL_IPV4)
+        for legs in LEGS:
+            await mesh.legs(*legs)
+            with a.inside():  # without the source that it learned from what it received
+                same = PeerChange(public_key_of(b.private_key), update_only=True, endpoint=a.virtual)
+                await a.backend.apply(DEFAULT_INTERFACE, DeviceChange(peers=(same,)))
+            assert await (await mesh.ping(5)).lost() == 0, legs
+            assert (a.endpoint(), b.endpoint()) == (VIRTUAL, VIRTUAL), "nobody roamed"
+        assert tap.sources("10.95.9.1", LISTEN_PORT) == set()
+    finally:
+        a.call("ip", "link", "del", "w0")
+        a.call("ip", "route", "replace", "default", "via", "10.95.0.254", "dev", "eth0")
+
+
 async def test_probes_and_stun_share_the_port_of_wireguard(mesh, tap):
     a, b = mesh.a, mesh.b
     with contextlib.ExitStack() as stack:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import base64
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from typing import Any
 
 import pytest
@@ -15,11 +15,13 @@ from wirekube.agent import plan
 from wirekube.agent.facts import MeshFacts, PeerFacts, Problem, keepalive_of, parse_mesh, parse_peers
 from wirekube.agent.paths.model import Mode, NatFacts, Policy
 from wirekube.agent.plan import FIRST_PORT, Legs, allocate_ports, device_config, held_ports, steering_plan
+from wirekube.agent.steering.plan import PeerSteering
 from wirekube.agent.wireguard.device import PeerStats, public_key_of
 from wirekube.wire.endpoint import Endpoint
 
 MESH: dict[str, Any] = {"metadata": {"name": "default"}, "status": {"meshCIDRs": ["198.18.0.0/16"]}}
 KEYS = [bytes([number]) * 32 for number in range(4)]
+SOURCE = IPv4Address("192.168.7.5")
 DIRECT, OTHER, PROXY = map(Endpoint.parse, ("203.0.113.2:51820", "203.0.113.9:1", "10.0.0.1:40000"))
 
 
@@ -175,20 +177,27 @@ def test_a_handshake_is_seen_in_the_counters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("legs", "proxies", "send_to", "accept"),
+    ("legs", "proxies", "send_to", "send_from", "accept"),
     [
-        (Legs(), {}, None, frozenset()),
-        (Legs(), {KEYS[1]: PROXY}, PROXY, {PROXY}),
-        (Legs(DIRECT, frozenset({DIRECT})), {KEYS[1]: PROXY}, DIRECT, {PROXY, DIRECT}),
-        (Legs(DIRECT, frozenset({DIRECT, OTHER})), {}, DIRECT, {DIRECT, OTHER}),
+        (Legs(), {}, None, None, frozenset()),
+        (Legs(), {KEYS[1]: PROXY}, PROXY, PROXY.ip, {PROXY}),
+        (Legs(DIRECT, frozenset({DIRECT})), {KEYS[1]: PROXY}, DIRECT, SOURCE, {PROXY, DIRECT}),
+        (Legs(DIRECT, frozenset({DIRECT, OTHER})), {}, DIRECT, SOURCE, {DIRECT, OTHER}),
+        (Legs(OTHER, frozenset({OTHER})), {KEYS[1]: PROXY}, OTHER, None, {PROXY, OTHER}),
     ],
 )
 def test_both_legs_are_heard_whichever_is_sent_by(
-    legs: Legs, proxies: dict[bytes, Endpoint], send_to: Endpoint | None, accept: frozenset[Endpoint]
+    legs: Legs,
+    proxies: dict[bytes, Endpoint],
+    send_to: Endpoint | None,
+    send_from: IPv4Address | None,
+    accept: frozenset[Endpoint],
 ) -> None:
-    table = steering_plan(mesh(), facts(peer(1)).values(), {KEYS[1]: 1024}, {"n1": legs}, proxies, 40001)
+    """Each leg has its own source: the proxy's is its own address, the direct one's that of the route."""
+    sources = {DIRECT.ip: SOURCE}
+    table = steering_plan(mesh(), facts(peer(1)).values(), {KEYS[1]: 1024}, {"n1": legs}, proxies, sources, 40001)
     assert (table.listen_port, table.probe_port) == (51820, 40001)
-    assert (table.peers[1024].send_to, table.peers[1024].accept) == (send_to, accept)
+    assert table.peers == {1024: PeerSteering(1024, send_to, send_from, frozenset(accept))}
 
 
 def test_a_peer_brings_its_networks() -> None:

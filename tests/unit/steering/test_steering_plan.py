@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -20,15 +21,17 @@ from wirekube.agent.steering.plan import (
     render,
     render_change,
 )
-from wirekube.agent.steering.table import adopted, parse
+from wirekube.agent.steering.table import Snapshot, adopted, parse
 from wirekube.wire.endpoint import Endpoint
 
 ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "203.0.113.7", "fd00::1"])
+SOURCES = st.sampled_from([None, IPv4Address("192.168.1.5"), IPv4Address("203.0.113.5")])
 ENDPOINTS = st.builds(Endpoint.of, ADDRESSES, st.integers(1, 4))
 PEERS = st.builds(
     PeerSteering,
     st.integers(1024, 1030),
     st.one_of(st.none(), ENDPOINTS),
+    SOURCES,
     st.frozensets(ENDPOINTS, max_size=3),
 )
 PLANS = st.builds(
@@ -38,15 +41,16 @@ PLANS = st.builds(
 
 def model(plan: SteeringPlan) -> Elements:
     """What the maps must hold, said as slowly as possible."""
-    legs = {p: s.send_to for p, s in plan.peers.items() if s.send_to is not None and s.send_to.ip.version == 4}
+    legs = {p: s for p, s in plan.peers.items() if s.send_to and s.send_to.ip.version == 4 and s.send_from}
     claims = [(port, source) for port, peer in plan.peers.items() for source in peer.accept if source.ip.version == 4]
     back = {}
     for _, source in claims:
         owner = min(port for port, claimed in claims if claimed == source)
         back[f"{source.ip} . {source.port}"] = str(owner)
     return {
-        "leg_addr": {str(p): str(e.ip) for p, e in legs.items()},
-        "leg_port": {str(p): str(e.port) for p, e in legs.items()},
+        "leg_src": {str(p): str(s.send_from) for p, s in legs.items()},
+        "leg_addr": {str(p): str(s.send_to and s.send_to.ip) for p, s in legs.items()},
+        "leg_port": {str(p): str(s.send_to and s.send_to.port) for p, s in legs.items()},
         "back": back,
     }
 
@@ -118,6 +122,19 @@ def test_the_text_does_not_depend_on_the_order_of_the_peers(plan: SteeringPlan) 
     assert elements(turned) == elements(plan)
     assert render(turned) == render(plan)
     assert render_change(plan, turned) == ""
+
+
+@given(PLANS)
+def test_each_peer_that_has_a_leg_has_an_entry_in_all_its_maps(plan: SteeringPlan) -> None:
+    """A key that is missing in one map ends the rule, and the packet is dropped."""
+    maps = elements(plan)
+    assert maps["leg_src"].keys() == maps["leg_addr"].keys() == maps["leg_port"].keys()
+
+
+def test_a_table_without_sources_keeps_its_legs() -> None:
+    plan = plan_of(51820, 40000, [PeerSteering(1024, Endpoint.of("10.0.0.1", 1), IPv4Address("192.168.1.5"))])
+    maps = {name: held for name, held in elements(plan).items() if name != "leg_src"}
+    assert adopted(Snapshot(maps, "")) == {1024: PeerSteering(1024, Endpoint.of("10.0.0.1", 1), None)}
 
 
 def test_other_ports_take_the_whole_table() -> None:
