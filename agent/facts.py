@@ -42,7 +42,7 @@ class MeshFacts:
         stun_servers: HOST:PORT, as configured.
         policy: when packets are relayed.
         relays: which relays may be used; empty when the mode is `never` or there is none.
-        ranges: of mesh addresses; no underlay address lies in them.
+        ranges: of mesh addresses, Services and pods; no underlay address lies in them.
     """
 
     listen_port: int
@@ -118,7 +118,7 @@ def parse_mesh(mesh: Object) -> MeshFacts | Problem:
         stun_servers=spec.stun_servers,
         policy=policy,
         relays=() if policy.mode is Mode.NEVER else tuple(map(_relay, parsed.status.relays)),
-        ranges=tuple(ip_network(text) for text in parsed.status.mesh_cidrs),
+        ranges=tuple(ip_network(text) for text in (*parsed.status.mesh_cidrs, *parsed.status.cluster_cidrs)),
     )
 
 

@@ -75,6 +75,7 @@ class PathDriver:
         self._own: frozenset[IPAddress] = frozenset()
         self._forbidden: tuple[Network, ...] = ()
         self._taken: frozenset[tuple[str, int]] = frozenset()
+        self._limited_anew = False
         self._timer: asyncio.TimerHandle | None = None
         self.paths = Paths(rng=self._rng, epoch=time.time() - time.monotonic())
         self.legs: dict[str, Legs] = {}
@@ -99,8 +100,13 @@ class PathDriver:
     def set_limits(
         self, own: Iterable[IPAddress], forbidden: Iterable[Network], taken: Iterable[tuple[str, int]]
     ) -> None:
-        """Take what no candidate may be: our own addresses, the mesh's ranges, the API server's endpoints."""
+        """Take what no candidate may be: our own addresses, the mesh's and the cluster's ranges, the API server's endpoints.
+
+        The next `set_peers` looks at all candidates again if that has changed.
+        """
+        before = self._own, self._forbidden, self._taken
         self._own, self._forbidden, self._taken = frozenset(own), tuple(forbidden), frozenset(taken)
+        self._limited_anew |= before != (self._own, self._forbidden, self._taken)
 
     def set_peers(self, peers: Mapping[str, PeerFacts]) -> None:
         """Take all other nodes; those that are not listed leave."""
@@ -108,7 +114,7 @@ class PathDriver:
         for name in [name for name, known in self._peers.items() if self._left(known, peers.get(name))]:
             self._forget(name, now)
         for name, peer in peers.items():
-            if self._peers.get(name) == peer:
+            if self._peers.get(name) == peer and not self._limited_anew:
                 continue
             new = name not in self._peers
             self._peers[name], self._names[peer.key] = peer, name
@@ -118,6 +124,7 @@ class PathDriver:
             self.paths.upsert_peer(name, peer.key, self._usable(peer), peer.nat, now)
             if peer.key in self._present:
                 self.paths.presence(name, True, now)
+        self._limited_anew = False
         self.run()
 
     def set_local(self, nat: NatFacts, candidates: Iterable[Endpoint]) -> None:
