@@ -53,7 +53,7 @@ class Paths:
     """All pairs of this node.
 
     Args:
-        rng: for transaction ids.
+        rng: for the session of our pings.
         policy: the Mesh's relay settings.
         epoch: Unix time minus the clock that is passed as `now`.
     """
@@ -132,9 +132,9 @@ class Paths:
             self._settle(path, now)
 
     def ping_received(self, name: str, source: Endpoint, txid: bytes, mapped: bool, now: float) -> None:
-        """Take an authenticated ping: answer it, and ask back where that proves something new."""
+        """Take an authenticated ping: answer it, and ask back where that proves something new; a recording is nothing."""
         path = self._paths.get(name)
-        if path is None or not self._node.probes:
+        if path is None or not self._node.probes or not self._node.is_new(path, txid):
             return
         address = path.address(source)
         if address is None:
@@ -144,7 +144,7 @@ class Paths:
         if mapped:
             address.peer_mapped = now
         if now - address.ponged > FRESH_SECONDS / 2 and not self._asked(path, source, now):
-            self._node.ping(path, source, now)
+            self._node.ask_back(path, source, now)
         self._settle(path, now)
 
     def pong_received(self, name: str, source: Endpoint, txid: bytes, mapped: bool, now: float) -> None:
@@ -198,7 +198,7 @@ class Paths:
             return
         keep.soon(path, now)
         if not self._asked(path, endpoint, now):
-            self._node.ping(path, endpoint, now)
+            self._node.ask_back(path, endpoint, now)
 
     def relay(self, up: bool, reason: str, now: float) -> None:
         """Take whether the relay session is up; without one nobody is present."""

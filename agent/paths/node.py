@@ -10,8 +10,9 @@ from ...wire.endpoint import Endpoint
 from .limits import ProbeBudget
 from .model import Effect, Mode, NatFacts, Policy, SendPing
 from .possible import Reason, why_not_direct
-from .probe import TXID_BYTES
+from .probe import SESSION_BYTES, WINDOW, parts_of, txid_of
 from .record import Path, Sent
+from .replay import Replays
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Node:
     """This node.
 
     Attributes:
-        rng: for transaction ids.
+        rng: for the session of our pings.
         policy: the Mesh's relay settings.
         epoch: Unix time minus the machine's clock.
         nat: our NAT.
@@ -28,6 +29,7 @@ class Node:
         relay_reason: why it does not.
         effects: decided, and not yet handed to the shell.
         budget: of pings.
+        heard: the pings that were answered.
     """
 
     rng: random.Random
@@ -39,6 +41,10 @@ class Node:
     relay_reason: str = "the relay session is not up yet"
     effects: list[Effect] = field(default_factory=list)
     budget: ProbeBudget = field(default_factory=ProbeBudget)
+    heard: Replays = field(default_factory=lambda: Replays(WINDOW))
+
+    def __post_init__(self) -> None:
+        self._session, self._asked = self.rng.randbytes(SESSION_BYTES), 0
 
     @property
     def probes(self) -> bool:
@@ -51,8 +57,20 @@ class Node:
 
     def ping(self, path: Path, to: Endpoint, now: float, *, urgent: bool = False) -> None:
         """Ask an address; nothing happens when the budget is used up, unless the ping is urgent."""
-        if not self.budget.take(now, urgent=urgent):
-            return
-        txid = self.rng.randbytes(TXID_BYTES)
+        if self.budget.take(now, urgent=urgent):
+            self._send(path, to, now)
+
+    def ask_back(self, path: Path, to: Endpoint, now: float) -> None:
+        """Ask an address of which the peer itself has just told by an authentic packet; each peer has its own share."""
+        if path.share.take(now):
+            self._send(path, to, now)
+
+    def is_new(self, path: Path, txid: bytes) -> bool:
+        """Take an authentic ping of a peer; False when it is a recording."""
+        return self.heard.is_new(path.key, *parts_of(txid))
+
+    def _send(self, path: Path, to: Endpoint, now: float) -> None:
+        self._asked += 1  # through all pings, whoever they are for: a peer that leaves and comes back knows the session
+        txid = txid_of(self._session, self._asked)
         path.pings[txid] = Sent(to, now)
         self.effects.append(SendPing(path.name, to, txid, to in path.installed))

@@ -2,18 +2,23 @@
 """Probes on WireGuard's port: a ping asks "does this address reach you?", a pong proves both directions.
 
     offset  bytes
-    0       4      magic 57 4b 50 01 ("WKP", version 1); the first byte is above 4, so it is no WireGuard message
+    0       4      magic 57 4b 50 02 ("WKP", version 2); the first byte is above 4, so it is no WireGuard message
     4       1      type: 1 ping, 2 pong
     5       1      flags: 1 = mapped: "the address that I talk to is in my steering table as yours"
     6       2      zero
     8       32     sender's WireGuard public key
-    40      12     transaction id, random; a pong repeats the ping's
-    52      16+2   pong: where the ping came from, as an IPv6 address (IPv4 mapped) and port; ping: zeros of equal length
-    70      16     MAC: the first 16 bytes of HMAC-SHA256 over all before it, keyed per pair (`keys.PROBE_LABEL`)
-    86             end
+    40      8      session of the one who asks, random at its start   } the transaction id;
+    48      8      counter of its pings, from 1 up, big-endian        } a pong repeats the ping's
+    56      16+2   pong: where the ping came from, as an IPv6 address (IPv4 mapped) and port; ping: zeros of equal length
+    74      16     MAC: the first 16 bytes of HMAC-SHA256 over all before it and the receiver's public key, keyed per pair
+                   (`keys.PROBE_LABEL`)
+    90             end
 
 Ping and pong are equally long, so nobody can be made to send more than was sent to him. A probe with a wrong MAC, or of
-a sender that is no peer, is not answered at all.
+a sender that is no peer, is not answered at all, and no ping is answered twice (replay.py): a recorded one, played from
+forged sources, would make us send to others. Pings overtake each other on paths of unlike length, so the counters need
+not rise; one that lies more than 4096 behind is older than any answer to it is worth. A pong counts for a ping that
+waits for it, once.
 """
 
 from __future__ import annotations
@@ -28,9 +33,11 @@ from typing import Final
 from ...wire.endpoint import Endpoint
 from .keys import PROBE_LABEL, PairKeys
 
-MAGIC: Final = b"WKP\x01"
-TXID_BYTES: Final = 12
-_FORM: Final = struct.Struct("!4sBBH32s12s16sH")
+MAGIC: Final = b"WKP\x02"
+SESSION_BYTES: Final = 8
+TXID_BYTES: Final = SESSION_BYTES + 8
+WINDOW: Final = 4096  # pings of one sender to all its peers: some seconds' worth, even with a thousand of them
+_FORM: Final = struct.Struct("!4sBBH32s16s16sH")
 _MAC_BYTES: Final = 16
 PROBE_BYTES: Final = _FORM.size + _MAC_BYTES
 _PING, _PONG, _MAPPED = 1, 2, 1
@@ -53,6 +60,16 @@ class Pong:
     txid: bytes
     mapped: bool
     seen: Endpoint
+
+
+def txid_of(session: bytes, counter: int) -> bytes:
+    """Return the transaction id of a ping."""
+    return session + counter.to_bytes(8, "big")
+
+
+def parts_of(txid: bytes) -> tuple[bytes, int]:
+    """Return session and counter of a transaction id."""
+    return txid[:SESSION_BYTES], int.from_bytes(txid[SESSION_BYTES:], "big")
 
 
 def encode_ping(keys: PairKeys, peer: bytes, txid: bytes, *, mapped: bool) -> bytes | None:

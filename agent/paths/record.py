@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...wire.endpoint import Endpoint
+from .limits import SHARE_BURST, SHARE_RATE, ProbeBudget
 from .model import NatFacts, State
 
 NEVER = float("-inf")
@@ -63,6 +64,7 @@ class Path:
         unanswered: pings on the direct leg in a row without an answer.
         received: when WireGuard last received something valid of the peer.
         fast: the direct leg is in doubt and asked every 200 ms.
+        share: of pings that the peer makes us send.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Path:
     keep: Sent | None = None
     next_keep: float = NEVER
     lost: bool = False
+    share: ProbeBudget = field(default_factory=lambda: ProbeBudget(SHARE_RATE, SHARE_BURST))
 
     @property
     def accept(self) -> frozenset[Endpoint]:

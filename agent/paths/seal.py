@@ -16,9 +16,8 @@ A message:
 
 A sender counts through all its messages, whoever they are for, and never starts over: no nonce serves a key twice.
 
-A receiver takes of each session only rising counters, and remembers the last few sessions of each sender, so that nothing
-that it heard is taken again. A session that follows does not end the one before: whoever plays a recording to a receiver
-that was restarted is heard once, which costs one attempt, and locks nobody out.
+A receiver takes of each session only rising counters (replay.py): whoever plays a recording to one that was restarted is
+heard once, which costs one attempt, and locks nobody out.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from ...wire.endpoint import Endpoint
 from .keys import SIGNAL_LABEL, PairKeys
+from .replay import Replays
 
 MAX_ENDPOINTS = 8
 SESSION_BYTES = 8
-REMEMBERED_SESSIONS = 64
 _HEAD = struct.Struct("!B8sQ")
 _BODY = struct.Struct("!BBB")
 _CALL, _KNOWN, _ANSWER = 1, 2, 1
@@ -72,7 +71,7 @@ class Sealer:
     def __init__(self, keys: PairKeys, session: bytes) -> None:
         self._keys, self._session = keys, session
         self._sent = 0
-        self._heard: dict[bytes, dict[bytes, int]] = {}  # sender, session, last counter; the session heard last is last
+        self._heard = Replays(window=1)  # a session over a relay is in order; an older signal is no news
 
     def seal(self, peer: bytes, signal: Signal) -> bytes | None:
         """Return the sealed message; None when no key can be derived with the peer."""
@@ -94,21 +93,11 @@ class Sealer:
             body = _cipher(key, peer, session).decrypt(_nonce(counter), data[_HEAD.size :], head)
         except InvalidTag:
             return None
-        return _decode(body) if self._is_new(peer, session, counter) else None
+        return _decode(body) if self._heard.is_new(peer, session, counter) else None
 
     def forget(self, peer: bytes) -> None:
         """Drop the keys of a peer that left. What was heard from it is kept: it must not be played again."""
         self._keys.forget(peer)
-
-    def _is_new(self, peer: bytes, session: bytes, counter: int) -> bool:
-        sessions = self._heard.setdefault(peer, {})
-        if counter <= sessions.get(session, 0):
-            return False
-        sessions.pop(session, None)
-        sessions[session] = counter
-        if len(sessions) > REMEMBERED_SESSIONS:
-            del sessions[next(iter(sessions))]
-        return True
 
 
 def _cipher(key: bytes, sender: bytes, session: bytes) -> ChaCha20Poly1305:

@@ -35,7 +35,7 @@ from ...api.constants import FWMARK, VIRTUAL_IPV4
 from ...wire.endpoint import Endpoint
 
 TABLE = "wirekube"
-PROBE_MAGIC = 0x574B5001  # `paths.probe.MAGIC`; its first byte is above 4, so that no WireGuard message can match
+PROBE_MAGIC = 0x574B5002  # `paths.probe.MAGIC`; its first byte is above 4, so that no WireGuard message can match
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wirekube.agent.paths.machine import Paths
-from wirekube.agent.paths.model import Mode, NatFacts, Policy, SendPing, SendSignal, State, Steer
+from wirekube.agent.paths.model import Mode, NatFacts, Policy, SendPing, SendPong, SendSignal, State, Steer
+from wirekube.agent.paths.probe import parts_of, txid_of
 from wirekube.agent.paths.seal import CallMeMaybe, Known
 from wirekube.wire.endpoint import Endpoint
 
@@ -344,7 +345,7 @@ def test_a_pong_from_elsewhere_or_too_late_or_twice_proves_nothing() -> None:
     ping = next(e for e in paths.effects() if isinstance(e, SendPing))
     paths.pong_received("b", THERE, ping.txid, True, 0.1)
     paths.pong_received("b", HERE, ping.txid, True, 0.2)
-    paths.pong_received("b", HERE, bytes(12), True, 0.2)
+    paths.pong_received("b", HERE, bytes(16), True, 0.2)
     paths.pong_received("nobody", HERE, ping.txid, True, 0.2)
     late = next(e for e in _effects_at(paths, 1.0) if isinstance(e, SendPing))
     paths.pong_received("b", HERE, late.txid, True, 60.0)
@@ -397,14 +398,55 @@ def test_a_call_is_acted_on_at_most_every_two_seconds() -> None:
     assert sum(isinstance(e, SendPing) for e in paths.effects()) == 1
 
 
-def test_a_replayed_ping_gets_an_answer_and_changes_no_leg() -> None:
+def forged(number: int) -> Endpoint:
+    return Endpoint.of(f"198.51.100.{number % 250}", 1 + number)
+
+
+def test_a_recorded_ping_is_answered_once_whatever_its_source_says() -> None:
+    """Each forged source would get an answer and a question, and each question would be taken from the budget."""
     paths = Paths(random.Random(1))
     paths.upsert_peer("b", b"k" * 32, [], NatFacts(), 0.0)
     for step in range(100):
-        paths.ping_received("b", THERE, b"t" * 12, True, step / 100)
-    effects = paths.effects()
-    assert not [e for e in effects if isinstance(e, Steer)]
-    assert paths.view("b").direct is None
+        paths.ping_received("b", forged(step), txid_of(b"session1", 5), True, step / 100)
+    assert [type(e) for e in paths.effects()] == [SendPong, SendPing]
+    paths.remove_peer("b")
+    paths.upsert_peer("b", b"k" * 32, [], NatFacts(), 2.0)
+    paths.ping_received("b", HERE, txid_of(b"session1", 5), True, 2.0)
+    assert paths.effects() == [], "also when the peer left meanwhile"
+
+
+def test_pings_that_overtake_each_other_are_answered_and_so_are_those_of_a_restarted_peer() -> None:
+    paths = Paths(random.Random(1))
+    paths.upsert_peer("b", b"k" * 32, [], NatFacts(), 0.0)
+    for session, counter in ((b"session1", 900), (b"session1", 20), (b"session2", 1), (b"session1", 901)):
+        paths.ping_received("b", HERE, txid_of(session, counter), True, 0.0)
+        assert [type(e) for e in paths.effects()][:1] == [SendPong]
+
+
+def test_one_peer_cannot_use_up_the_questions_of_the_others() -> None:
+    paths = Paths(random.Random(1))
+    for name, candidates in (("b", []), ("c", [])):
+        paths.upsert_peer(name, name.encode() * 32, candidates, NatFacts(), 0.0)
+    for step in range(2000):
+        paths.ping_received("b", forged(step), txid_of(b"session1", 1 + step), True, step / 200)
+    asked = sum(isinstance(e, SendPing) for e in paths.effects())
+    assert asked <= 16 + 5 * 10
+    paths.upsert_peer("d", b"d" * 32, [forged(number) for number in range(8)], NatFacts(), 10.0)
+    assert sum(isinstance(e, SendPing) for e in paths.effects()) == 8, "searching goes on"
+    paths.ping_received("c", HERE, txid_of(b"session1", 1), True, 10.0)
+    assert [type(e) for e in paths.effects()] == [SendPong, SendPing]
+
+
+def test_no_transaction_id_is_used_twice() -> None:
+    """A peer that leaves and comes back knows our session: a counter that started over would not be answered."""
+    paths, seen = Paths(random.Random(1)), []
+    for now in range(20):
+        paths.upsert_peer("b", b"k" * 32, [HERE, THERE], NatFacts(), float(now))
+        paths.upsert_peer("c", b"l" * 32, [HERE, THERE], NatFacts(), float(now))
+        seen += [e.txid for e in paths.effects() if isinstance(e, SendPing)]
+        paths.remove_peer("b")
+    assert len(seen) == len(set(seen)) > 40
+    assert [parts_of(txid)[1] for txid in seen] == sorted(parts_of(txid)[1] for txid in seen)
 
 
 # Budgets.

@@ -10,14 +10,27 @@ from hypothesis import strategies as st
 
 from wirekube.agent.paths import seal
 from wirekube.agent.paths.keys import PairKeys
-from wirekube.agent.paths.probe import MAGIC, PROBE_BYTES, Ping, Pong, decode, encode_ping, encode_pong
-from wirekube.agent.paths.seal import MAX_ENDPOINTS, REMEMBERED_SESSIONS, CallMeMaybe, Known, Sealer, Signal
+from wirekube.agent.paths.probe import (
+    MAGIC,
+    PROBE_BYTES,
+    TXID_BYTES,
+    Ping,
+    Pong,
+    decode,
+    encode_ping,
+    encode_pong,
+    parts_of,
+    txid_of,
+)
+from wirekube.agent.paths.replay import REMEMBERED_SESSIONS, Replays
+from wirekube.agent.paths.seal import MAX_ENDPOINTS, CallMeMaybe, Known, Sealer, Signal
 from wirekube.agent.steering.plan import PROBE_MAGIC
 from wirekube.wire.endpoint import Endpoint
 
 A, B, C = (PairKeys(bytes([number]) * 32) for number in (1, 2, 3))
 EVERYBODY = {A.public, B.public, C.public}
-TXIDS = st.binary(min_size=12, max_size=12)
+TXIDS = st.binary(min_size=TXID_BYTES, max_size=TXID_BYTES)
+TXID = txid_of(b"session1", 7)
 ENDPOINTS = st.builds(
     Endpoint.of, st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str), st.integers(0, 65535)
 )
@@ -35,7 +48,7 @@ def flip(data: bytes, bit: int) -> bytes:
 
 
 def ping(mapped: bool = False) -> bytes:
-    made = encode_ping(A, B.public, b"t" * 12, mapped=mapped)
+    made = encode_ping(A, B.public, TXID, mapped=mapped)
     assert made is not None
     return made
 
@@ -83,7 +96,7 @@ def test_garbage_is_no_probe(data: bytes) -> None:
 
 @given(st.integers(0, PROBE_BYTES * 8 - 1), st.booleans())
 def test_no_bit_can_be_changed(bit: int, pong: bool) -> None:
-    data = encode_pong(A, B.public, b"t" * 12, mapped=False, seen=Endpoint.of("10.0.0.1", 5)) if pong else ping()
+    data = encode_pong(A, B.public, TXID, mapped=False, seen=Endpoint.of("10.0.0.1", 5)) if pong else ping()
     assert data is not None
     assert decode(flip(data, bit), B, EVERYBODY) is None
 
@@ -101,11 +114,34 @@ def test_a_probe_is_for_its_receiver_alone() -> None:
 
 
 def test_a_key_of_low_order_neither_sends_nor_receives() -> None:
-    assert encode_ping(A, LOW_ORDER, b"t" * 12, mapped=False) is None
+    assert encode_ping(A, LOW_ORDER, TXID, mapped=False) is None
     forged = ping()[:8] + LOW_ORDER + ping()[40:]
     assert decode(forged, B, {LOW_ORDER}) is None
     assert Sealer(A, b"session1").seal(LOW_ORDER, Known()) is None
     assert Sealer(A, b"session1").open(LOW_ORDER, bytes(100)) is None
+
+
+def test_a_transaction_id_says_session_and_counter() -> None:
+    data = ping()
+    assert data[40:56] == b"session1" + bytes(7) + b"\x07" == TXID, "as probe.py documents it"
+    assert parts_of(TXID) == (b"session1", 7)
+
+
+# Replays.
+
+
+@given(
+    st.integers(1, 70),
+    st.lists(st.tuples(st.sampled_from([b"A", b"B"]), st.sampled_from([b"s", b"t"]), st.integers(1, 150))),
+)
+def test_each_counter_is_taken_once_within_the_window(window: int, heard: list[tuple[bytes, bytes, int]]) -> None:
+    replays, taken = Replays(window), set[tuple[bytes, bytes, int]]()
+    for each in heard:
+        top = max((counter for *of, counter in taken if tuple(of) == each[:2]), default=0)
+        expected = each not in taken and each[2] > top - window
+        assert replays.is_new(*each) is expected
+        if expected:
+            taken.add(each)
 
 
 # Signals.
@@ -188,7 +224,8 @@ def test_sessions_are_remembered_for_long_but_not_for_ever() -> None:
         recorded.append(sealed(Sealer(A, number.to_bytes(8, "big")), Known()))
         assert b.open(A.public, recorded[-1]) is not None
     assert [b.open(A.public, each) for each in recorded] == [None] * REMEMBERED_SESSIONS
-    assert len(b._heard[A.public]) == REMEMBERED_SESSIONS
+    b.open(A.public, sealed(Sealer(A, b"another1"), Known()))
+    assert b._heard.sessions(A.public) == REMEMBERED_SESSIONS
 
 
 def test_no_nonce_serves_a_key_twice_even_when_a_peer_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
