@@ -1,41 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes whose Service network is reachable through the mesh alone, and whose STUN servers and relay have names."""
+"""Nodes whose Service network is reachable through the mesh alone: they come up all the same, and then it works."""
 
 from __future__ import annotations
 
-import ssl
+import json
+import sys
 
 import pytest
 
+from wirekube.lab import netns
+from wirekube.lab.topology import API_SERVICE, DNS_SERVICE
+
 TOPOLOGY = "bootstrap"
-FAR = ("home-a", "home-b", "cloudnat-a")
-GET = "import sys, urllib.request, ssl\nprint(urllib.request.urlopen(sys.argv[1], timeout=5, context=ssl.create_default_context(cafile=sys.argv[2])).read().decode())"
-ASK = "import sys, dns.resolver\nprint(dns.resolver.Resolver(filename=sys.argv[1]).resolve(sys.argv[2], lifetime=5)[0])"
+CLOUD, HOME, FIREWALLED, SYMMETRIC = "cloud", "home-a", "home-b", "cloudnat-a"
 
 pytestmark = pytest.mark.timeout(120)
 
+ASK = """
+import socket, ssl, sys, urllib.request, json, base64
+names = sys.argv[1].split(",")
+print([socket.gethostbyname(name) for name in names])
+cluster = json.load(open(sys.argv[2]))["clusters"][0]["cluster"]
+context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+with urllib.request.urlopen("https://kubernetes.default.svc:443/version", context=context, timeout=10) as answer:
+    print(json.load(answer)["gitVersion"])
+"""
+
+UNREACHABLE_BEFORE = {}
+
 
 def before_agents(lab):
-    """Neither the Service address nor cluster DNS answers before there is a mesh."""
-    for node in FAR:
-        assert lab.exec(node, "ping", "-n", "-c1", "-W1", "10.96.0.10", check=False).returncode != 0
+    """See with the node's own eyes that the Service network leads nowhere yet."""
+    with netns.inside(lab.namespace(HOME)):
+        for address in (API_SERVICE, DNS_SERVICE):
+            try:
+                netns.run(["ping", "-c", "1", "-W", "0.3", str(address)])
+            except netns.NetworkError:
+                UNREACHABLE_BEFORE[str(address)] = True
 
 
-@pytest.mark.parametrize("node", FAR)
-def test_the_service_network_is_reached_through_the_mesh(mesh, node):
-    python = mesh.agent[0]
-    for address in ("10.96.0.1", "10.96.0.10"):
-        assert "dev wire_kube" in mesh.lab.exec(node, "ip", "route", "get", address).stdout
-    ask = (python, "-c", ASK, "/etc/resolv.conf")
-    assert mesh.lab.exec(node, *ask, "kubernetes.default.svc.cluster.local").stdout == "10.96.0.1\n"
-    ca = str(mesh.lab.folder.control_plane / "pki" / "ca.crt")
-    assert ssl.create_default_context(cafile=ca).cert_store_stats()["x509_ca"] == 1
-    assert mesh.lab.exec(node, python, "-c", GET, "https://10.96.0.1/healthz", ca).stdout == "ok\n"
-
-
-def test_agents_use_the_public_address_and_the_hosts_resolver(mesh):
+def test_every_node_joined_without_service_address_and_cluster_dns(mesh):
+    assert set(UNREACHABLE_BEFORE) == {str(API_SERVICE), str(DNS_SERVICE)}
     for node in mesh.lab.nodes:
-        answer = mesh.answer(node)
-        assert answer["apiServer"] == "https://203.0.113.5:6443"
-        assert answer["relay"] == "relay.lab.example:3478"
-        assert answer["phase"] == "Running"
+        kubeconfig = json.loads((mesh.lab.root(node).folder / "kubeconfig").read_text())
+        assert kubeconfig["clusters"][0]["cluster"]["server"] == f"https://{API_SERVICE}:443"
+    with mesh.pinging((HOME, CLOUD), (FIREWALLED, HOME), (SYMMETRIC, CLOUD), (SYMMETRIC, FIREWALLED)) as pings:
+        pings.more(25)
+
+
+@pytest.mark.parametrize("node", [HOME, FIREWALLED, SYMMETRIC])
+def test_dns_and_https_to_services_work_through_the_mesh(mesh, node):
+    assert "dev wire_kube" in mesh.net(node, f"ip route get {API_SERVICE}")
+    (cloud,) = [key for key, peer in mesh.wg(node).peers.items() if "10.96.0.0/16" in peer.allowed_ips]
+    before = mesh.wg(node).peers[cloud]
+    names = "kubernetes.default.svc.cluster.local,kube-dns.kube-system.svc.cluster.local,api.lab.example"
+    folder = mesh.lab.root(node).folder
+    addresses, version = mesh.lab.exec(
+        node, sys.executable, "-c", ASK, names, f"{folder}/kubeconfig"
+    ).stdout.splitlines()
+    assert addresses == str([str(API_SERVICE), str(DNS_SERVICE), "203.0.113.5"])
+    assert version.startswith("v1.")
+    after = mesh.wg(node).peers[cloud]
+    assert after.rx - before.rx > 1000, "the certificates came through the tunnel"
+
+
+def test_an_agent_that_starts_while_the_mesh_is_down_needs_nothing_of_it(mesh):
+    """The node that carries the services is away: what leads there is dead, and the others start all the same."""
+    mesh.lab.kill_agent(CLOUD)
+    mesh.net(CLOUD, "ip link set eth0 down")
+    try:
+        mesh.lab.stop_agent(HOME)
+        mesh.cleanup(HOME)
+        mesh.lab.start_agent(HOME)
+        mesh.until(
+            lambda: mesh.phase(HOME) == "Running" and mesh.both(HOME, FIREWALLED, "Direct")(), 30, "it has joined"
+        )
+        with mesh.pinging((HOME, FIREWALLED), (FIREWALLED, HOME)) as pings:
+            pings.more(25)
+    finally:
+        mesh.net(CLOUD, "ip link set eth0 up")
+        mesh.net(CLOUD, "ip route replace default via 203.0.113.5")
+        mesh.lab.start_agent(CLOUD)
+    mesh.until(mesh.both(HOME, CLOUD, "Direct"), 45, "the services are back")
