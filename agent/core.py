@@ -14,10 +14,11 @@ from typing import Literal
 
 import anyio
 
+from ..api.claims import Problem
 from ..api.constants import DEFAULT_INTERFACE
-from ..api.effective import Problem
 from ..telemetry import Telemetry
 from ..telemetry.logs import get_logger
+from ..wire.endpoint import Endpoint, IPAddress
 from . import handover, keys, metrics, report
 from .config import Config
 from .dataplane import DataPlane, Failure, problem_of
@@ -166,11 +167,15 @@ class Agent:
             self._wait(found.reason, found.message)
             return None
         mesh, own = found
-        peers, problems = parse_peers(snapshot.mesh, snapshot.peers, self._config.node)
+        peers, problems = parse_peers(snapshot.mesh, snapshot.peers, self._config.node, self._servers())
         for problem in set(problems) - set(self._said):
             log.warning("left out", peer=problem.peer, reason=problem.reason, message=problem.message)
         self._said = problems
         return mesh, own, peers
+
+    def _servers(self) -> tuple[IPAddress, ...]:
+        """Return the addresses of the API server as we are connected to it."""
+        return tuple(sorted({Endpoint.of(*each).ip for each in self._source.server_endpoints()}, key=int))
 
     def _wait(self, reason: str, message: str) -> None:
         if self._problem != (reason, message):

@@ -13,8 +13,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from pydantic import ValidationError
 
+from ..api.claims import Address, Problem
 from ..api.constants import DEFAULT_KEEPALIVE
-from ..api.effective import EffectivePeer, Object, Problem, effective_peers_unjudged, explain, parse_peer
+from ..api.effective import EffectivePeer, Object, effective_peers_unjudged, explain, parse_peer
 from ..api.v1alpha1 import PeerStatus, RelayStatus, WireKubeMesh, WireKubePeer
 from ..wire.endpoint import Endpoint, IPAddress
 from .paths.model import Mode, NatFacts, Policy
@@ -131,7 +132,7 @@ def parse_own(peer: Object) -> OwnFacts | Problem:
 
 
 def parse_peers(
-    mesh: Object | None, peers: Iterable[Object], own: str
+    mesh: Object | None, peers: Iterable[Object], own: str, servers: Iterable[Address] = ()
 ) -> tuple[tuple[PeerFacts, ...], tuple[Problem, ...]]:
     """Read all other Peers by the rule that the operator and every agent share.
 
@@ -139,8 +140,9 @@ def parse_peers(
         mesh: the Mesh.
         peers: all Peers, our own among them: what it claims nobody else may have.
         own: name of our own.
+        servers: addresses of the API servers that we are connected to.
     """
-    effective = effective_peers_unjudged(mesh, peers)
+    effective = effective_peers_unjudged(mesh, peers, servers)
     return tuple(_peer(each) for each in effective.peers if each.name != own), effective.problems
 
 

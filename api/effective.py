@@ -11,13 +11,13 @@ import base64
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from pydantic import ValidationError
 
-from .intervals import Intervals
-from .v1alpha1 import WireKubeMesh, WireKubePeer
+from .claims import Problem, Reserved, claim_addresses, claim_networks, reserved
+from .v1alpha1 import MeshStatus, WireKubeMesh, WireKubePeer
 
 Object = Mapping[str, Any]
 Address = IPv4Address | IPv6Address
@@ -25,22 +25,6 @@ Network = IPv4Network | IPv6Network
 
 KEY_ACCEPTED = "KeyAccepted"
 _YOUNGEST = datetime.max.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that was left out.
-
-    Attributes:
-        peer: name of the Peer.
-        reason: CamelCase: Malformed, KeyNotAccepted, DuplicateKey, AddressMalformed, AddressTaken, AllowedIPMalformed,
-            AllowedIPOverlaps.
-        message: for people.
-    """
-
-    peer: str
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -70,22 +54,27 @@ class Effective:
     problems: tuple[Problem, ...]
 
 
-def effective_peers(mesh: Object | None, peers: Iterable[Object]) -> Effective:
+def effective_peers(mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()) -> Effective:
     """Decide who is in the mesh; a key belongs to the Peer whose KeyAccepted condition is True and names it.
 
     Args:
         mesh: the WireKubeMesh as the API server sends it; None when there is none.
         peers: all WireKubePeers, as the API server sends them.
+        servers: addresses of API servers that are known beside those in the Mesh's status.
     """
-    return _effective(mesh, peers, lambda peer: accepted_key(peer) == peer.status.public_key)
+    return _effective(mesh, peers, servers, lambda peer: accepted_key(peer) == peer.status.public_key)
 
 
-def effective_peers_unjudged(mesh: Object | None, peers: Iterable[Object]) -> Effective:
+def effective_peers_unjudged(
+    mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()
+) -> Effective:
     """Decide as `effective_peers`, but admit Peers too whose key no operator has judged yet.
 
     Of those the oldest gets a key, and never one that belongs to an accepted Peer.
     """
-    return _effective(mesh, peers, lambda peer: accepted_key(peer) == peer.status.public_key or not _judged(peer))
+    return _effective(
+        mesh, peers, servers, lambda peer: accepted_key(peer) == peer.status.public_key or not _judged(peer)
+    )
 
 
 def accepted_key(peer: WireKubePeer) -> str | None:
@@ -117,10 +106,16 @@ def explain(error: ValidationError) -> str:
 
 def mesh_ranges(mesh: Object | None) -> tuple[Network, ...]:
     """Return the ranges in force of a Mesh; none when there is no Mesh or it is malformed."""
+    return reservations(mesh).mesh
+
+
+def reservations(mesh: Object | None, servers: Iterable[Address] = ()) -> Reserved:
+    """Return what no Peer may announce, by the Mesh (nothing when there is none or it is malformed) and `servers`."""
     try:
-        return tuple(ip_network(text) for text in WireKubeMesh.model_validate(mesh).status.mesh_cidrs) if mesh else ()
+        status = WireKubeMesh.model_validate(mesh).status if mesh else MeshStatus()
     except ValidationError:
-        return ()
+        status = MeshStatus()
+    return reserved(status, servers)
 
 
 def _judged(peer: WireKubePeer) -> bool:
@@ -128,7 +123,12 @@ def _judged(peer: WireKubePeer) -> bool:
     return any(each.type == KEY_ACCEPTED and each.status != "Unknown" for each in peer.status.conditions)
 
 
-def _effective(mesh: Object | None, objects: Iterable[Object], admits: Callable[[WireKubePeer], bool]) -> Effective:
+def _effective(
+    mesh: Object | None,
+    objects: Iterable[Object],
+    servers: Iterable[Address],
+    admits: Callable[[WireKubePeer], bool],
+) -> Effective:
     problems: list[Problem] = []
     parsed: list[WireKubePeer] = []
     for obj in objects:
@@ -140,14 +140,14 @@ def _effective(mesh: Object | None, objects: Iterable[Object], admits: Callable[
     parsed.sort(key=age_order)
     owners = _owners(parsed, admits, problems)
     # Addresses of all Peers count, also of those without a key yet: nobody's allowedIP may take them.
-    addresses = _claim_addresses(parsed, problems)
-    networks = _claim_networks(parsed, addresses, mesh_ranges(mesh), problems)
+    addresses = claim_addresses(parsed, problems)
+    networks = claim_networks(parsed, addresses, reservations(mesh, servers), problems)
     members = tuple(
         EffectivePeer(
             peer.metadata.name,
             base64.b64decode(key),
             tuple(network.network_address for network in addresses[peer.metadata.name]),
-            frozenset(addresses[peer.metadata.name]) | networks[peer.metadata.name],
+            frozenset(addresses[peer.metadata.name]) | networks.get(peer.metadata.name, frozenset()),
             peer,
         )
         for key, peer in owners.items()
@@ -172,60 +172,3 @@ def _owners(
         else:
             problems.append(Problem(peer.metadata.name, "KeyNotAccepted", "the operator has not accepted the key"))
     return dict(sorted(owners.items(), key=lambda item: age_order(item[1])))
-
-
-def _claim_addresses(peers: Iterable[WireKubePeer], problems: list[Problem]) -> dict[str, list[Network]]:
-    claimed: dict[Network, str] = {}
-    result: dict[str, list[Network]] = {}
-    for peer in peers:
-        name = peer.metadata.name
-        result[name] = []
-        for text in peer.spec.addresses:
-            network = _network(text)
-            if network is None or network.num_addresses != 1:
-                problems.append(Problem(name, "AddressMalformed", f"{text} is not IPV4/32 or IPV6/128"))
-            elif network in claimed:
-                problems.append(Problem(name, "AddressTaken", f"{text} belongs to the Peer {claimed[network]}"))
-            else:
-                claimed[network] = name
-                result[name].append(network)
-    return result
-
-
-def _claim_networks(
-    peers: Iterable[WireKubePeer],
-    addresses: Mapping[str, Iterable[Network]],
-    ranges: Iterable[Network],
-    problems: list[Problem],
-) -> dict[str, frozenset[Network]]:
-    """Return the allowedIPs that each Peer keeps, older Peers first."""
-    taken = Intervals()
-    for network in ranges:
-        if taken.overlapping(network) is None:
-            taken.add(network, "the mesh's own range")
-    for name, own in addresses.items():
-        for network in own:
-            if taken.overlapping(network) is None:
-                taken.add(network, f"the mesh address of the Peer {name}")
-    result: dict[str, frozenset[Network]] = {}
-    for peer in peers:
-        name = peer.metadata.name
-        kept: set[Network] = set()
-        for text in peer.spec.allowed_ips:
-            wanted = _network(text)
-            if wanted is None or wanted.prefixlen == 0:
-                problems.append(Problem(name, "AllowedIPMalformed", f"{text} is no network, or a default route"))
-            elif (clash := taken.overlapping(wanted)) is not None:
-                problems.append(Problem(name, "AllowedIPOverlaps", f"{text} overlaps {clash[0]}, {clash[1]}"))
-            else:
-                kept.add(wanted)
-                taken.add(wanted, f"which the Peer {name} has")
-        result[name] = frozenset(kept)
-    return result
-
-
-def _network(text: str) -> Network | None:
-    try:
-        return ip_network(text)
-    except ValueError:
-        return None

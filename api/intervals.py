@@ -27,6 +27,11 @@ class Intervals:
         found = items[index]
         return found if int(found[0].broadcast_address) >= int(network.network_address) else None
 
+    def add_new(self, network: Network, words: str) -> None:
+        """Add a network unless it overlaps a member."""
+        if self.overlapping(network) is None:
+            self.add(network, words)
+
     def add(self, network: Network, words: str) -> None:
         """Add a network that overlaps no member.
 

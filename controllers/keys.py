@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
+from ..api.claims import Problem
 from ..api.constants import ANNOTATION_ENDPOINT, FIELD_MANAGER_OPERATOR
-from ..api.effective import KEY_ACCEPTED, Problem, effective_peers, mesh_ranges, parse_peer
+from ..api.effective import KEY_ACCEPTED, effective_peers, parse_peer, reservations
 from ..runtime.conditions import find_condition, is_true
 from ..runtime.controller import Result
 from ..runtime.errors import NotFound
@@ -179,7 +180,7 @@ def add_indexes(peers: Store) -> None:
 
 
 def peer_to_peers(peers: Store) -> Callable[[Event], set[Key]]:
-    """Return a mapper: a Peer concerns itself, all that claim its key, and, with its networks, all that have some."""
+    """Return a mapper: a Peer concerns itself, all that claim its key, and, by what it takes, all with allowedIPs."""
 
     def mapper(event: Event) -> set[Key]:
         objects = [obj for obj in (event.old, event.new) if obj is not None]
@@ -192,10 +193,10 @@ def peer_to_peers(peers: Store) -> Callable[[Event], set[Key]]:
 
 
 def mesh_to_peers(peers: Store) -> Callable[[Event], list[Key]]:
-    """Return a mapper: new ranges concern the Peers with allowedIPs."""
+    """Return a mapper: ranges and API servers that are new concern the Peers with allowedIPs."""
 
     def mapper(event: Event) -> list[Key]:
-        if event.key != MESH_KEY or mesh_ranges(event.old) == mesh_ranges(event.new):
+        if event.key != MESH_KEY or reservations(event.old) == reservations(event.new):
             return []
         return [("", peer["metadata"]["name"]) for peer in peers.by_index(WITH_ALLOWED_IPS, "yes")]
 
@@ -207,8 +208,10 @@ def _keys_of(peer: Object) -> list[str]:
     return [key] if key and isinstance(key, str) else []
 
 
-def _networks(peer: Object) -> tuple[object, object]:
-    return spec_of(peer).get("addresses"), spec_of(peer).get("allowedIPs")
+def _networks(peer: Object) -> tuple[object, ...]:
+    """Return what others may not announce because of this Peer."""
+    spec = spec_of(peer)
+    return spec.get("addresses"), spec.get("allowedIPs"), spec.get("endpoint"), status_of(peer).get("candidates")
 
 
 def _identity(peer: Object) -> tuple[str, str]:

@@ -22,7 +22,7 @@ class PeerSpec(Model):
     endpoint: HostPort | None = None
     """Where others reach the node, before all that is discovered. Set by the operator from the Node's annotation wirekube.io/endpoint."""
     allowed_ips: Annotated[tuple[Cidr, ...], Field(alias="allowedIPs", max_length=64)] = ()
-    """Further networks behind this node. One that overlaps the mesh, or what an older Peer has, is left out."""
+    """Further networks behind this node. One that overlaps the mesh, an address of another node of the mesh or of the API server, or what an older Peer has, is left out; the condition AllowedIPsAccepted says so."""
     persistent_keepalive: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Seconds between keepalives that others send to this node, 0 for none. Absent: as NAT needs it."""
 

@@ -116,6 +116,73 @@ def test_a_network_of_others_is_left_out_and_the_peer_stays(text: str, reason: s
     assert reasons(result) == [("young", reason)]
 
 
+def standing(name: str, number: int, *addresses: str, allowed: tuple[str, ...] = (), endpoint: str = "") -> Object:
+    """A Peer whose node is reached at these addresses."""
+    found = peer(name, number, minute=number, allowed=allowed)
+    found["status"]["candidates"] = [{"endpoint": f"{each}:51820", "type": "host"} for each in addresses]
+    if endpoint:
+        found["spec"]["endpoint"] = endpoint
+    return found
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (standing("c", 2, "203.0.113.12"), "203.0.113.12, an address of the node c"),
+        (standing("c", 2, "192.168.1.9", "203.0.113.12"), "203.0.113.12, an address of the node c"),
+        (standing("c", 2, endpoint="203.0.113.12:51820"), "203.0.113.12, an address of the node c"),
+        (standing("c", 2, "203.0.113.77"), "203.0.113.77, an address of the node c"),  # both behind one NAT
+    ],
+)
+@pytest.mark.parametrize("decide", [effective_peers, effective_peers_unjudged])
+def test_no_network_covers_where_another_node_is(decide: Any, other: Object, why: str) -> None:
+    """Packets between nodes go there without the mesh; the older Peer, too, gives way."""
+    announcing = standing("b", 1, "203.0.113.77", "203.0.113.11", allowed=("203.0.113.0/24", "10.6.0.0/24"))
+    result = decide(MESH, [announcing, other])
+    assert result.peers[0].networks == {ip_network("198.18.0.1/32"), ip_network("10.6.0.0/24")}
+    (problem,) = result.problems
+    assert (problem.reason, problem.message) == ("AllowedIPOverlaps", f"203.0.113.0/24 overlaps {why}")
+
+
+def test_a_node_may_announce_the_network_that_it_stands_in() -> None:
+    site = standing("b", 1, "192.168.1.2", endpoint="nas.example.com:51820", allowed=("192.168.1.0/24", "fd77::/64"))
+    site["status"]["candidates"].append({"endpoint": "[fd77::2]:51820", "type": "ipv6"})
+    strange = standing("c", 2, "192.168.2.2", endpoint="[::1:]:51820")  # the CRD's pattern lets this through
+    assert effective_peers(MESH, [site, strange]).problems == ()
+
+
+@pytest.mark.parametrize("text", ["[fd77::3]:51820", "[fd77:0:0:0:ffff::]:51820"])
+def test_ipv6_addresses_count_alike(text: str) -> None:
+    site, other = standing("b", 1, allowed=("fd77::/64",)), standing("c", 2)
+    other["status"]["candidates"] = [{"endpoint": text, "type": "ipv6"}]
+    assert reasons(effective_peers(MESH, [site, other])) == [("b", "AllowedIPOverlaps")]
+
+
+def test_no_network_covers_an_api_server() -> None:
+    mesh = {**MESH, "status": {**MESH["status"], "apiServers": ["203.0.113.5", "2001:db8::5"]}}
+    announcing = peer("b", 1, allowed=("203.0.113.0/29", "2001:db8::/32", "10.6.0.0/24"))
+    result = effective_peers(mesh, [announcing])
+    assert reasons(result) == [("b", "AllowedIPOverlaps")] * 2
+    assert "203.0.113.5/32, an address of the API server" in result.problems[0].message
+    assert result.peers[0].networks == {ip_network("198.18.0.1/32"), ip_network("10.6.0.0/24")}
+
+
+def test_an_agent_adds_the_api_server_that_it_uses() -> None:
+    servers = (IPv4Address("198.51.100.1"), IPv4Address("127.0.0.1"))
+    result = effective_peers_unjudged(MESH, [peer("b", 1, allowed=("198.51.100.0/24", "10.6.0.0/24"))], servers)
+    assert reasons(result) == [("b", "AllowedIPOverlaps")]
+
+
+def test_the_service_network_may_go_through_the_mesh() -> None:
+    """So may pod ranges: what stands in there is a bridge of the CNI, or the Service of the API server."""
+    mesh = {**MESH, "status": {**MESH["status"], "clusterCIDRs": ["10.96.0.0/16", "10.244.0.0/16", "10.96.0.1/32"]}}
+    announcing = standing("cloud", 1, "10.96.0.10", allowed=("10.96.0.0/16", "10.244.3.0/24"))
+    other = standing("c", 2, "10.244.3.1", "10.96.0.10", "198.18.0.2")
+    service = (IPv4Address("10.96.0.1"),)
+    assert effective_peers(mesh, [announcing, other], service).problems == ()
+    assert reasons(effective_peers(MESH, [announcing, other], service)) == [("cloud", "AllowedIPOverlaps")] * 2
+
+
 def test_an_address_has_one_owner() -> None:
     old, young = peer("old", 1), peer("young", 2, minute=1)
     young["spec"]["addresses"] = ["198.18.0.1/32", "198.18.0.0/24"]

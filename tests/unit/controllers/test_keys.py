@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, peer_to_peers
+from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
 from wirekube.runtime.conditions import find_condition
 from wirekube.runtime.store import Event, Store
 
@@ -145,3 +145,27 @@ async def test_a_malformed_peer_loses_its_acceptance(world: World) -> None:
     written = await world.conditions("a")
     assert shown(written, "Ready")[1] == "Malformed"
     assert find_condition(written, "KeyAccepted") is None
+
+
+async def test_a_node_that_appears_inside_a_network_concerns_who_announces_it(world: World) -> None:
+    world.put("b", KEY, allowedIPs=["203.0.113.0/24"])
+    assert shown(await world.conditions("b"), "AllowedIPsAccepted")[0] == "True"
+    old = world.put("c", OTHER, minute=1)[0].new
+    status = old["status"] | {"candidates": [{"endpoint": "203.0.113.12:51820", "type": "host"}]}
+    ((event,),) = (world.peers.put({**old, "status": status}),)
+    assert peer_to_peers(world.peers)(event) == {("", "b"), ("", "c")}
+    status, reason, message = shown(await world.conditions("b"), "AllowedIPsAccepted")
+    assert (status, reason) == ("False", "AllowedIPOverlaps")
+    assert message == "left out: 203.0.113.0/24 overlaps 203.0.113.12, an address of the node c"
+
+
+@pytest.mark.parametrize("field", ["meshCIDRs", "clusterCIDRs", "apiServers"])
+def test_news_of_what_is_reserved_concern_who_announces_networks(world: World, field: str) -> None:
+    world.put("b", KEY, allowedIPs=["203.0.113.0/24"])
+    world.put("c", OTHER)
+    text = "203.0.113.5" if field == "apiServers" else "203.0.113.0/24"
+    old = {"metadata": {"name": "default"}, "status": {"peers": 1}}
+    new = {"metadata": {"name": "default"}, "status": {"peers": 2, field: [text]}}
+    mapper = mesh_to_peers(world.peers)
+    assert mapper(Event("MODIFIED", ("", "default"), old, new)) == [("", "b")]
+    assert mapper(Event("MODIFIED", ("", "default"), old, old | {"status": {"peers": 3}})) == []
