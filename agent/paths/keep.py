@@ -71,7 +71,7 @@ def advance(node: Node, path: Path, now: float) -> bool:
                 return True
             path.fast, path.next_keep = False, now + PING_ACTIVE
     if path.keep is None and path.next_keep <= now:
-        node.ping(path, path.direct, now, urgent=True)
+        node.ping(path, path.direct, now)
         path.keep = Sent(path.direct, now)
     return False
 

@@ -86,6 +86,7 @@ class Paths:
             deadline = now + self._node.policy.handshake_timeout
             path = Path(name, key, listed, nat, since=now, deadline=deadline, steered=steered)
             self._paths[name] = path
+            self._node.waiting.pop(name, None)
         elif (path.candidates, path.nat) == (listed, nat):
             return
         path.candidates, path.nat = listed, nat
@@ -95,6 +96,7 @@ class Paths:
     def remove_peer(self, name: str) -> None:
         """Forget a peer; its steering is the shell's to remove."""
         self._paths.pop(name, None)
+        self._node.waiting.pop(name, None)
 
     def adopt(self, name: str, direct: Endpoint | None, accept: frozenset[Endpoint], now: float) -> None:
         """Continue what an agent before us left in the steering table; a direct leg is asked at once.
@@ -247,10 +249,13 @@ class Paths:
 
     def next_timer(self) -> float | None:
         """Return when `handle_timer` is due next."""
-        return min((self._due(path) for path in self._paths.values()), default=None)
+        serve_at = search.serve_at(self._node)
+        dues = (*map(self._due, self._paths.values()), *(() if serve_at is None else (serve_at,)))
+        return min(dues, default=None)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due."""
+        search.serve(self._node, now)
         for path in self._paths.values():
             if self._due(path) <= now:
                 self._tick(path, now)

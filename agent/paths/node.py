@@ -28,7 +28,8 @@ class Node:
         relay_up: the relay session stands.
         relay_reason: why it does not.
         effects: decided, and not yet handed to the shell.
-        budget: of pings.
+        budget: of pings that search.
+        waiting: whose search waits for the budget, in the order in which they will be served.
         heard: the pings that were answered.
     """
 
@@ -41,6 +42,7 @@ class Node:
     relay_reason: str = "the relay session is not up yet"
     effects: list[Effect] = field(default_factory=list)
     budget: ProbeBudget = field(default_factory=ProbeBudget)
+    waiting: dict[str, Path] = field(default_factory=dict)
     heard: Replays = field(default_factory=lambda: Replays(WINDOW))
 
     def __post_init__(self) -> None:
@@ -55,21 +57,17 @@ class Node:
         """Return why no direct path to the peer can exist."""
         return why_not_direct(self.nat, path.nat)
 
-    def ping(self, path: Path, to: Endpoint, now: float, *, urgent: bool = False) -> None:
-        """Ask an address; nothing happens when the budget is used up, unless the ping is urgent."""
-        if self.budget.take(now, urgent=urgent):
-            self._send(path, to, now)
-
     def ask_back(self, path: Path, to: Endpoint, now: float) -> None:
         """Ask an address of which the peer itself has just told by an authentic packet; each peer has its own share."""
         if path.share.take(now):
-            self._send(path, to, now)
+            self.ping(path, to, now)
 
     def is_new(self, path: Path, txid: bytes) -> bool:
         """Take an authentic ping of a peer; False when it is a recording."""
         return self.heard.is_new(path.key, *parts_of(txid))
 
-    def _send(self, path: Path, to: Endpoint, now: float) -> None:
+    def ping(self, path: Path, to: Endpoint, now: float) -> None:
+        """Ask an address; what limits it is the caller's part."""
         self._asked += 1  # through all pings, whoever they are for: a peer that leaves and comes back knows the session
         txid = txid_of(self._session, self._asked)
         path.pings[txid] = Sent(to, now)

@@ -44,12 +44,21 @@ class Sent:
 
 @dataclass
 class Attempt:
-    """A running search for a direct path: at most five pings to each candidate, within five seconds."""
+    """A running search for a direct path.
 
-    began: float
-    ends: float
-    round: int = 0
+    Attributes:
+        next: when the next round, or the end, is due.
+        extra: addresses that the peer named by signal.
+        call: the peer is to be called with the first ping.
+        round: rounds that were made.
+        left: what the round that is being made has still to ask, when the budget is used up.
+    """
+
+    next: float
     extra: tuple[Endpoint, ...] = ()
+    call: bool = False
+    round: int = 0
+    left: tuple[Endpoint, ...] = ()
 
 
 @dataclass

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The search for a direct path to one peer: attempts, and when to try again. Pure.
 
-    event ──> attempt ─── 5 s, pings at 0, 0.1, 0.3, 0.8, 1.8 s ──> direct
+    event ──> attempt ─── 5 s, rounds of pings at 0, 0.1, 0.3, 0.8, 1.8 s ──> direct
                  ^                        │
                  └── 5, 10, 20 ... cap ───┘ nothing answered
 
 An event (new candidates, the network changed, the peer came to the relay) starts over at once with the shortest pause.
 NATs open from inside, so both sides must send at the same time: over the relay the peer is called; without one both
 come to the same instants by the clock.
+
+The pings of all searches share one budget. Who finds it used up waits in a queue and loses nothing: the rest of his
+attempt moves. Each place in the queue is good for one round, so that a thousand peers are asked in turns.
 """
 
 from __future__ import annotations
@@ -19,8 +22,7 @@ from .node import Node
 from .record import Attempt, Path
 from .seal import CallMeMaybe
 
-ATTEMPT_SECONDS = 5.0
-ROUNDS = (0.0, 0.1, 0.3, 0.8, 1.8)  # seconds from the start of an attempt: five pings to a candidate
+PAUSES = (0.1, 0.2, 0.5, 1.0, 3.2)  # seconds after each round of an attempt: five pings to a candidate
 FIRST_BACKOFF = 5.0
 
 
@@ -34,15 +36,14 @@ def start(node: Node, path: Path, now: float) -> None:
     """Start an attempt and call the peer, unless no path can exist."""
     path.next_retry, path.attempt = None, None
     if node.probes and node.why_not(path) is None:
-        _call(node, path)
-        _launch(node, path, now, ())
+        _launch(node, path, Attempt(now, call=True), now)
 
 
 def called(node: Node, path: Path, endpoints: tuple[Endpoint, ...], now: float) -> None:
     """Start an attempt because the peer says that it sends now; `endpoints` are its own."""
     if node.probes and (endpoints or node.why_not(path) is None):
         path.next_retry = None
-        _launch(node, path, now, endpoints)
+        _launch(node, path, Attempt(now, endpoints), now)
 
 
 def due(path: Path) -> float | None:
@@ -50,7 +51,7 @@ def due(path: Path) -> float | None:
     attempt = path.attempt
     if attempt is None:
         return path.next_retry
-    return attempt.began + ROUNDS[attempt.round] if attempt.round < len(ROUNDS) else attempt.ends
+    return None if attempt.left else attempt.next
 
 
 def advance(node: Node, path: Path, now: float) -> None:
@@ -62,29 +63,64 @@ def advance(node: Node, path: Path, now: float) -> None:
         start(node, path, now)
 
 
-def _launch(node: Node, path: Path, now: float, extra: tuple[Endpoint, ...]) -> None:
-    path.attempt = Attempt(now, now + ATTEMPT_SECONDS, extra=extra)
+def serve(node: Node, now: float) -> None:
+    """Make the rounds that wait, as far as the budget goes."""
+    while node.waiting:
+        path = next(iter(node.waiting.values()))
+        if not _make_round(node, path, now):
+            return
+        del node.waiting[path.name]
+
+
+def serve_at(node: Node) -> float | None:
+    """Return when `serve` is due next."""
+    return node.budget.ready() if node.waiting else None
+
+
+def _launch(node: Node, path: Path, attempt: Attempt, now: float) -> None:
+    path.attempt = attempt
     path.attempts += 1
-    _advance(node, path, path.attempt, now)
+    _advance(node, path, attempt, now)
 
 
-def _call(node: Node, path: Path) -> None:
+def _call_once(node: Node, path: Path, attempt: Attempt) -> None:
+    if not attempt.call:
+        return
+    attempt.call = False
     if node.relay_up and path.present and node.policy.mode is Mode.AUTO:
         node.effects.append(SendSignal(path.name, CallMeMaybe(node.own, answer=True)))
 
 
 def _advance(node: Node, path: Path, attempt: Attempt, now: float) -> None:
-    while attempt.round < len(ROUNDS) and attempt.began + ROUNDS[attempt.round] <= now:
-        attempt.round += 1
+    if attempt.left or now < attempt.next:
+        return
+    if attempt.round < len(PAUSES):
         proven = {endpoint for endpoint, _ in path.proven(now)}
-        for endpoint in dict.fromkeys((*path.candidates, *attempt.extra, *sorted(path.accept, key=str))):
-            if endpoint not in proven:
-                node.ping(path, endpoint, now)
-    if now >= attempt.ends:
-        path.attempt = None
-        if path.direct is None or keep.silent(path):
-            path.backoff = min(max(path.backoff * 2, FIRST_BACKOFF), node.policy.retry_cap)
-            path.next_retry = _retry_at(node, path, now)
+        listed = dict.fromkeys((*path.candidates, *attempt.extra, *sorted(path.accept, key=str)))
+        attempt.left = tuple(endpoint for endpoint in listed if endpoint not in proven)
+        node.waiting.setdefault(path.name, path)
+        serve(node, now)
+        return
+    path.attempt = None
+    if path.direct is None or keep.silent(path):
+        path.backoff = min(max(path.backoff * 2, FIRST_BACKOFF), node.policy.retry_cap)
+        path.next_retry = _retry_at(node, path, now)
+
+
+def _make_round(node: Node, path: Path, now: float) -> bool:
+    """Ask what is left of a round; False when the budget is used up before."""
+    attempt = path.attempt
+    if attempt is None:
+        return True  # what it searched for was found, or must not be searched for any more
+    while attempt.left:
+        if not node.budget.take(now):
+            return False
+        _call_once(node, path, attempt)  # no sooner: the peer's pings must find our NAT opened by ours
+        node.ping(path, attempt.left[0], now)
+        attempt.left = attempt.left[1:]
+    _call_once(node, path, attempt)
+    attempt.next, attempt.round = now + PAUSES[attempt.round], attempt.round + 1
+    return True
 
 
 def _retry_at(node: Node, path: Path, now: float) -> float:

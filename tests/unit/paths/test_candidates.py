@@ -131,10 +131,18 @@ def test_an_idle_budget_fills_up_to_a_burst_and_no_further() -> None:
     assert sum(budget.take(3601.0) for _ in range(1000)) == RATE
 
 
-def test_pings_that_keep_a_leg_are_counted_and_never_refused() -> None:
-    budget = ProbeBudget()
-    assert all(budget.take(0.0, urgent=True) for _ in range(1000))
-    assert not budget.take(0.0)
+@given(st.floats(0, 1e6), st.integers(1, 60), st.integers(0, 300))
+def test_who_comes_when_the_budget_is_ready_is_served_and_no_sooner(start: float, rate: int, takes: int) -> None:
+    budget = ProbeBudget(rate, 5)
+    for _ in range(takes):
+        budget.take(start)
+    ready = budget.ready()
+    if takes < 5:
+        assert ready <= start
+    else:
+        assert ready > start
+        assert not budget.take((start + ready) / 2)
+    assert budget.take(budget.ready())
 
 
 BLOCKED = NatFacts(udp_blocked=True, addresses=frozenset({"203.0.113.1"}))

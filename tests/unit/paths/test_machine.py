@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -462,6 +463,92 @@ def test_no_more_than_fifty_probes_a_second() -> None:
         paths.handle_timer(tick / 10)
         sent += sum(isinstance(e, SendPing) for e in paths.effects())
     assert sent <= 100 + 50 * 10
+
+
+def crowd(paths: Paths, count: int, candidates: int) -> list[str]:
+    names = [f"n{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        listed = [Endpoint.of(f"198.51.100.{i}", 1000 + number) for i in range(candidates)]
+        paths.upsert_peer(name, number.to_bytes(32, "big"), listed, NatFacts(), 0.0)
+    return names
+
+
+def played(paths: Paths, now: float, until: float) -> Iterator[tuple[float, Any]]:
+    """Run the timers and return what is sent, with the times; nobody answers."""
+    wakes = 0
+    while True:
+        yield from ((now, effect) for effect in paths.effects())
+        due = paths.next_timer()
+        if due is None or due > until:
+            return
+        wakes += 1
+        assert wakes < 200 * (until + 1), "the clock is asked for again and again"
+        now = max(now, due)
+        paths.handle_timer(now)
+
+
+def test_searches_that_find_the_budget_used_up_wait_in_turns_and_lose_no_round() -> None:
+    paths = Paths(random.Random(1))
+    names = crowd(paths, 100, 3)
+    asked = Counter[str]()
+    for now, effect in played(paths, 0.0, 28.5):
+        if isinstance(effect, SendPing):
+            asked[effect.name] += 1
+            assert sum(asked.values()) <= 100 + 50 * now + 1
+            if now > 4.0:
+                assert max(asked.values()) - min(asked[name] for name in names) <= 6, "nobody is two rounds ahead"
+    assert asked == dict.fromkeys(names, 15), "1500 pings, of which 100 at once: 28 s"
+
+
+def test_a_peer_that_leaves_or_has_a_new_key_while_it_waits_harms_nobody() -> None:
+    paths = Paths(random.Random(1))
+    crowd(paths, 100, 3)
+    paths.remove_peer("n50")
+    paths.upsert_peer("n60", b"k" * 32, [HERE], NatFacts(), 0.0)
+    asked = Counter(effect.name for _, effect in played(paths, 0.0, 60.0) if isinstance(effect, SendPing))
+    assert "n50" not in asked
+    assert asked["n60"] >= 5
+    assert asked["n99"] >= 15
+
+
+def test_many_direct_pairs_with_traffic_do_not_starve_the_search() -> None:
+    paths = Paths(random.Random(1))
+    names = crowd(paths, 90, 1)
+    answer = dict.fromkeys(names, 0)
+    for name in names:
+        paths.traffic(name, True, 0.0)
+    searching = [Endpoint.of("203.0.113.9", port) for port in range(1, 9)]
+    now, sent = 0.0, Counter[Endpoint]()
+    while now < 15.0:
+        if now >= 8.0 and "new" not in answer:
+            assert all(paths.view(name).state is State.DIRECT for name in names)
+            answer["new"] = 0
+            paths.upsert_peer("new", b"n" * 32, searching, NatFacts(), now)
+        for effect in paths.effects():
+            if isinstance(effect, SendPing) and effect.name == "new":
+                sent[effect.to] += 1
+            elif isinstance(effect, SendPing):
+                answer[effect.name] += 1
+                paths.pong_received(effect.name, effect.to, effect.txid, True, now)
+            elif isinstance(effect, Steer):
+                paths.installed(effect.name, effect.accept, now)
+        now = max(now + 0.001, min(paths.next_timer() or 0.0, now + 0.05))
+        paths.handle_timer(now)
+    assert sum(answer.values()) > 90 * 8, "each of them was asked each second"
+    assert sent == dict.fromkeys(searching, 5)
+
+
+def test_a_peer_is_called_when_our_pings_leave_and_not_when_they_wait() -> None:
+    """Its pings come at once, and find our NAT closed if ours are late."""
+    paths = Paths(random.Random(1))
+    paths.relay(True, "", 0.0)
+    crowd(paths, 100, 3)
+    paths.presence("n99", True, 0.0)
+    sent = [(now, e) for now, e in played(paths, 0.0, 10.0) if getattr(e, "name", "") == "n99"]
+    calls = [now for now, e in sent if isinstance(e, SendSignal)]
+    pings = [now for now, e in sent if isinstance(e, SendPing)]
+    assert calls == [pings[0]]
+    assert pings[0] > 3.0
 
 
 def test_a_candidate_gets_at_most_five_probes_an_attempt() -> None:
