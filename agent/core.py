@@ -14,15 +14,15 @@ from typing import Literal
 
 import anyio
 
-from ..api.claims import Problem
 from ..api.constants import DEFAULT_INTERFACE
+from ..api.reading import Problem
 from ..telemetry import Telemetry
 from ..telemetry.logs import get_logger
 from ..wire.endpoint import Endpoint, IPAddress
 from . import handover, keys, metrics, report
 from .config import Config
 from .dataplane import DataPlane, Failure, problem_of
-from .facts import MeshFacts, OwnFacts, PeerFacts, parse_mesh, parse_own, parse_peers
+from .facts import MeshFacts, OwnFacts, PeerFacts, PeerFactsReader, parse_mesh, parse_own
 from .keys import KeyRefused, NodeKey
 from .localapi import LocalApi, NodeReport
 from .member import Member
@@ -59,6 +59,7 @@ class Agent:
         self._resolver = Resolver(config.resolv_conf, config.host_resolv_confs)
         self._resolver.last_good = self._memory.names
         self._wake = asyncio.Event()
+        self._reader = PeerFactsReader(config.node)
         self._source = WatchedPeers(config.node, config.kubeconfig, self._urls(), telemetry, self._wake.set)
         self._host = HostNetwork(None, config.run_dir / SYSCTL_RECORD)
         self._plane = DataPlane(self._host, config.helper_wait)
@@ -167,7 +168,7 @@ class Agent:
             self._wait(found.reason, found.message)
             return None
         mesh, own = found
-        peers, problems = parse_peers(snapshot.mesh, snapshot.peers, self._config.node, self._servers())
+        peers, problems = self._reader.read(snapshot.mesh, snapshot.peers, self._servers())
         for problem in set(problems) - set(self._said):
             log.warning("left out", peer=problem.peer, reason=problem.reason, message=problem.message)
         self._said = problems

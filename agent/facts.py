@@ -13,9 +13,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from pydantic import ValidationError
 
-from ..api.claims import Address, Problem
 from ..api.constants import DEFAULT_KEEPALIVE
-from ..api.effective import EffectivePeer, Object, effective_peers_unjudged, explain, parse_peer
+from ..api.effective import EffectivePeer, EffectivePeers
+from ..api.reading import Address, Object, Problem, explain, parse_peer
 from ..api.v1alpha1 import PeerStatus, RelayStatus, WireKubeMesh, WireKubePeer
 from ..wire.endpoint import Endpoint, IPAddress
 from .paths.model import Mode, NatFacts, Policy
@@ -131,19 +131,45 @@ def parse_own(peer: Object) -> OwnFacts | Problem:
     return OwnFacts(parsed.metadata.name, parsed.metadata.uid, parsed.spec.addresses, parsed.spec.endpoint)
 
 
-def parse_peers(
-    mesh: Object | None, peers: Iterable[Object], own: str, servers: Iterable[Address] = ()
-) -> tuple[tuple[PeerFacts, ...], tuple[Problem, ...]]:
-    """Read all other Peers by the rule that the operator and every agent share.
+class PeerFactsReader:
+    """Reads all other Peers by the rule that the operator and every agent share; what has not changed is not read again.
 
     Args:
-        mesh: the Mesh.
-        peers: all Peers, our own among them: what it claims nobody else may have.
         own: name of our own.
-        servers: addresses of the API servers that we are connected to.
     """
-    effective = effective_peers_unjudged(mesh, peers, servers)
-    return tuple(_peer(each) for each in effective.peers if each.name != own), effective.problems
+
+    def __init__(self, own: str) -> None:
+        self._own, self._effective = own, EffectivePeers(unjudged=True)
+        self._known: dict[str, tuple[EffectivePeer, PeerFacts]] = {}
+
+    def read(
+        self, mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()
+    ) -> tuple[tuple[PeerFacts, ...], tuple[Problem, ...]]:
+        """Return the facts, the very same as before for a Peer that stayed as it was, and what was left out.
+
+        Args:
+            mesh: the Mesh.
+            peers: all Peers, our own among them: what it claims nobody else may have. They must not be changed afterwards.
+            servers: addresses of the API servers that we are connected to.
+        """
+        effective = self._effective.decide(mesh, peers, servers)
+        before, self._known = self._known, {}
+        for each in effective.peers:
+            if each.name != self._own:
+                known = before.get(each.name)
+                self._known[each.name] = known if known is not None and _same(known[0], each) else (each, _peer(each))
+        return tuple(facts for _, facts in self._known.values()), effective.problems
+
+
+def parse_peers(
+    mesh: Object | None, peers: Iterable[Object], own: str
+) -> tuple[tuple[PeerFacts, ...], tuple[Problem, ...]]:
+    """Read all other Peers once, see `PeerFactsReader.read`."""
+    return PeerFactsReader(own).read(mesh, peers)
+
+
+def _same(one: EffectivePeer, other: EffectivePeer) -> bool:
+    return one.peer is other.peer and (one.addresses, one.networks) == (other.addresses, other.networks)
 
 
 def nat_facts(status: PeerStatus) -> NatFacts:

@@ -18,31 +18,13 @@ server): a network that covers them may go through the mesh.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 
 from .intervals import Intervals
-from .v1alpha1 import MeshStatus, WireKubePeer
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that was left out.
-
-    Attributes:
-        peer: name of the Peer.
-        reason: CamelCase: Malformed, KeyNotAccepted, DuplicateKey, AddressMalformed, AddressTaken, AllowedIPMalformed,
-            AllowedIPOverlaps.
-        message: for people.
-    """
-
-    peer: str
-    reason: str
-    message: str
+from .reading import Address, Network, Problem, Reading
+from .v1alpha1 import MeshStatus
 
 
 @dataclass(frozen=True)
@@ -69,15 +51,14 @@ def reserved(status: MeshStatus, connected: Iterable[Address] = ()) -> Reserved:
     )
 
 
-def claim_addresses(peers: Iterable[WireKubePeer], problems: list[Problem]) -> dict[str, list[Network]]:
+def claim_addresses(peers: Iterable[Reading], problems: list[Problem]) -> dict[str, list[Network]]:
     """Return the mesh addresses that each Peer keeps, older Peers first."""
     claimed: dict[Network, str] = {}
     result: dict[str, list[Network]] = {}
     for peer in peers:
-        name = peer.metadata.name
+        name = peer.name
         result[name] = []
-        for text in peer.spec.addresses:
-            network = _network(text)
+        for text, network in peer.addresses:
             if network is None or network.num_addresses != 1:
                 problems.append(Problem(name, "AddressMalformed", f"{text} is not IPV4/32 or IPV6/128"))
             elif network in claimed:
@@ -89,23 +70,22 @@ def claim_addresses(peers: Iterable[WireKubePeer], problems: list[Problem]) -> d
 
 
 def claim_networks(
-    peers: Iterable[WireKubePeer],
+    peers: Iterable[Reading],
     addresses: Mapping[str, Iterable[Network]],
     reserved: Reserved,
     problems: list[Problem],
 ) -> dict[str, frozenset[Network]]:
     """Return the allowedIPs that each Peer keeps, older Peers first; Peers without any are left out."""
     peers = list(peers)
-    claiming = [peer for peer in peers if peer.spec.allowed_ips]
+    claiming = [peer for peer in peers if peer.allowed]
     if not claiming:
         return {}
     taken, places = _taken(addresses, reserved), Places(peers, (*reserved.mesh, *reserved.cluster))
     result: dict[str, frozenset[Network]] = {}
     for peer in claiming:
-        name = peer.metadata.name
+        name = peer.name
         kept: set[Network] = set()
-        for text in peer.spec.allowed_ips:
-            wanted = _network(text)
+        for text, wanted in peer.allowed:
             if wanted is None or wanted.prefixlen == 0:
                 problems.append(Problem(name, "AllowedIPMalformed", f"{text} is no network, or a default route"))
             elif (clash := taken.overlapping(wanted) or places.inside(wanted, name)) is not None:
@@ -146,13 +126,13 @@ class Places:
         nowhere: addresses in there are nobody's.
     """
 
-    def __init__(self, peers: Iterable[WireKubePeer], nowhere: Iterable[Network]) -> None:
+    def __init__(self, peers: Iterable[Reading], nowhere: Iterable[Network]) -> None:
         excluded = _covering(nowhere)
         self._places: dict[int, list[tuple[int, str]]] = {4: [], 6: []}
         for peer in peers:
-            for ip in node_addresses(peer):
-                if excluded.overlapping(ip_network(ip)) is None:
-                    self._places[ip.version].append((int(ip), peer.metadata.name))
+            for place in peer.places:
+                if excluded.overlapping(place) is None:
+                    self._places[place.version].append((int(place.network_address), peer.name))
         for places in self._places.values():
             places.sort()
 
@@ -165,23 +145,7 @@ class Places:
             if number > last:
                 return None
             if name != owner:
-                address = IPv4Address(number) if network.version == 4 else IPv6Address(number)
-                return address, f"an address of the node {name}"
-        return None
-
-
-def node_addresses(peer: WireKubePeer) -> Iterator[Address]:
-    """Yield the addresses at which a node says that it is reached; names and what is no address are skipped."""
-    texts = [each.endpoint for each in peer.status.candidates] + ([peer.spec.endpoint] if peer.spec.endpoint else [])
-    for text in dict.fromkeys(text.rpartition(":")[0].strip("[]") for text in texts):
-        try:
-            yield ip_address(text)
-        except ValueError:
-            continue
-
-
-def _network(text: str) -> Network | None:
-    try:
-        return ip_network(text)
-    except ValueError:
+                return network.network_address + (
+                    number - int(network.network_address)
+                ), f"an address of the node {name}"
         return None

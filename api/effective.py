@@ -7,24 +7,14 @@ A malformed object is left out and named; the others do not notice.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
 
 from pydantic import ValidationError
 
-from .claims import Problem, Reserved, claim_addresses, claim_networks, reserved
+from .claims import Reserved, claim_addresses, claim_networks, reserved
+from .reading import Address, Network, Object, PeerReader, Problem, Reading
 from .v1alpha1 import MeshStatus, WireKubeMesh, WireKubePeer
-
-Object = Mapping[str, Any]
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
-KEY_ACCEPTED = "KeyAccepted"
-_YOUNGEST = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -54,54 +44,45 @@ class Effective:
     problems: tuple[Problem, ...]
 
 
-def effective_peers(mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()) -> Effective:
-    """Decide who is in the mesh; a key belongs to the Peer whose KeyAccepted condition is True and names it.
+class EffectivePeers:
+    """The rule with a memory: an object that has not changed is not read again, and the same mesh not decided again.
+
+    A key belongs to the Peer whose KeyAccepted condition is True and names it.
 
     Args:
-        mesh: the WireKubeMesh as the API server sends it; None when there is none.
-        peers: all WireKubePeers, as the API server sends them.
-        servers: addresses of API servers that are known beside those in the Mesh's status.
+        unjudged: admit Peers too whose key no operator has judged yet. Of those the oldest gets a key, and never one
+            that belongs to an accepted Peer.
     """
-    return _effective(mesh, peers, servers, lambda peer: accepted_key(peer) == peer.status.public_key)
+
+    def __init__(self, *, unjudged: bool = False) -> None:
+        self._admits = _accepted_or_unjudged if unjudged else _accepted
+        self._reader = PeerReader()
+        self._last: tuple[tuple[Reading | Problem, ...], Reserved, Effective] | None = None
+
+    def decide(self, mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()) -> Effective:
+        """Decide who is in the mesh.
+
+        Args:
+            mesh: the WireKubeMesh as the API server sends it; None when there is none.
+            peers: all WireKubePeers, as the API server sends them. They must not be changed afterwards.
+            servers: addresses of API servers that are known beside those in the Mesh's status.
+        """
+        readings, kept_free = self._reader.read(peers), reservations(mesh, servers)
+        if self._last is None or self._last[:2] != (readings, kept_free):
+            self._last = readings, kept_free, _decide(readings, kept_free, self._admits)
+        return self._last[2]
+
+
+def effective_peers(mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()) -> Effective:
+    """Decide once, see `EffectivePeers.decide`."""
+    return EffectivePeers().decide(mesh, peers, servers)
 
 
 def effective_peers_unjudged(
     mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()
 ) -> Effective:
-    """Decide as `effective_peers`, but admit Peers too whose key no operator has judged yet.
-
-    Of those the oldest gets a key, and never one that belongs to an accepted Peer.
-    """
-    return _effective(
-        mesh, peers, servers, lambda peer: accepted_key(peer) == peer.status.public_key or not _judged(peer)
-    )
-
-
-def accepted_key(peer: WireKubePeer) -> str | None:
-    """Return the base64 key that KeyAccepted=True names."""
-    found = next((c for c in peer.status.conditions if c.type == KEY_ACCEPTED and c.status == "True"), None)
-    return found.message if found else None
-
-
-def age_order(peer: WireKubePeer) -> tuple[datetime, str]:
-    """Return the sort key of seniority: creation time, then name."""
-    return peer.metadata.creation_timestamp or _YOUNGEST, peer.metadata.name
-
-
-def parse_peer(obj: Object) -> WireKubePeer | Problem:
-    """Read one Peer; a malformed one becomes a problem that says where."""
-    try:
-        return WireKubePeer.model_validate(obj)
-    except ValidationError as error:
-        metadata = obj.get("metadata")
-        name = metadata.get("name") if isinstance(metadata, Mapping) else None
-        return Problem(str(name or "?"), "Malformed", explain(error))
-
-
-def explain(error: ValidationError) -> str:
-    """Return the first fault of an object as one line, for people."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'object'}: {first['msg']}"
+    """Decide once, and admit Peers whose key nobody has judged yet."""
+    return EffectivePeers(unjudged=True).decide(mesh, peers, servers)
 
 
 def mesh_ranges(mesh: Object | None) -> tuple[Network, ...]:
@@ -118,57 +99,52 @@ def reservations(mesh: Object | None, servers: Iterable[Address] = ()) -> Reserv
     return reserved(status, servers)
 
 
-def _judged(peer: WireKubePeer) -> bool:
-    """Tell whether there is a verdict on a key; Unknown says that there was no key yet when the operator looked."""
-    return any(each.type == KEY_ACCEPTED and each.status != "Unknown" for each in peer.status.conditions)
+def _accepted(peer: Reading) -> bool:
+    return peer.accepted
 
 
-def _effective(
-    mesh: Object | None,
-    objects: Iterable[Object],
-    servers: Iterable[Address],
-    admits: Callable[[WireKubePeer], bool],
-) -> Effective:
+def _accepted_or_unjudged(peer: Reading) -> bool:
+    return peer.accepted or not peer.judged
+
+
+def _decide(readings: Iterable[Reading | Problem], kept_free: Reserved, admits: Callable[[Reading], bool]) -> Effective:
+    peers: list[Reading] = []
     problems: list[Problem] = []
-    parsed: list[WireKubePeer] = []
-    for obj in objects:
-        result = parse_peer(obj)
-        if isinstance(result, Problem):
-            problems.append(result)
+    for each in readings:
+        if isinstance(each, Reading):
+            peers.append(each)
         else:
-            parsed.append(result)
-    parsed.sort(key=age_order)
-    owners = _owners(parsed, admits, problems)
+            problems.append(each)
+    peers.sort(key=lambda peer: peer.age)
+    owners = _owners(peers, admits, problems)
     # Addresses of all Peers count, also of those without a key yet: nobody's allowedIP may take them.
-    addresses = claim_addresses(parsed, problems)
-    networks = claim_networks(parsed, addresses, reservations(mesh, servers), problems)
+    addresses = claim_addresses(peers, problems)
+    networks = claim_networks(peers, addresses, kept_free, problems)
     members = tuple(
         EffectivePeer(
-            peer.metadata.name,
-            base64.b64decode(key),
-            tuple(network.network_address for network in addresses[peer.metadata.name]),
-            frozenset(addresses[peer.metadata.name]) | networks.get(peer.metadata.name, frozenset()),
-            peer,
+            owner.name,
+            owner.key,
+            tuple(network.network_address for network in addresses[owner.name]),
+            networks.get(owner.name, frozenset()).union(addresses[owner.name]),
+            owner.peer,
         )
-        for key, peer in owners.items()
+        for owner in owners
     )
     return Effective(members, tuple(problems))
 
 
-def _owners(
-    peers: Iterable[WireKubePeer], admits: Callable[[WireKubePeer], bool], problems: list[Problem]
-) -> dict[str, WireKubePeer]:
-    """Return who owns each key: accepted Peers before others, older before younger."""
-    owners: dict[str, WireKubePeer] = {}
-    for peer in sorted(peers, key=lambda p: (accepted_key(p) != p.status.public_key, age_order(p))):
-        key = peer.status.public_key
+def _owners(peers: Iterable[Reading], admits: Callable[[Reading], bool], problems: list[Problem]) -> list[Reading]:
+    """Return the Peers that own their key, oldest first: accepted ones come before others, older before younger."""
+    owners: dict[str, Reading] = {}
+    for peer in sorted(peers, key=lambda each: not each.accepted):  # which keeps the order among equals
+        key = peer.public_key
         if key is None:
             continue
         if key in owners:
-            message = f"the public key belongs to the Peer {owners[key].metadata.name}"
-            problems.append(Problem(peer.metadata.name, "DuplicateKey", message))
+            message = f"the public key belongs to the Peer {owners[key].name}"
+            problems.append(Problem(peer.name, "DuplicateKey", message))
         elif admits(peer):
             owners[key] = peer
         else:
-            problems.append(Problem(peer.metadata.name, "KeyNotAccepted", "the operator has not accepted the key"))
-    return dict(sorted(owners.items(), key=lambda item: age_order(item[1])))
+            problems.append(Problem(peer.name, "KeyNotAccepted", "the operator has not accepted the key"))
+    return sorted(owners.values(), key=lambda peer: peer.age)

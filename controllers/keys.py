@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
-from ..api.claims import Problem
 from ..api.constants import ANNOTATION_ENDPOINT, FIELD_MANAGER_OPERATOR
-from ..api.effective import KEY_ACCEPTED, effective_peers, parse_peer, reservations
+from ..api.effective import EffectivePeers, reservations
+from ..api.reading import KEY_ACCEPTED, Problem, parse_peer
 from ..runtime.conditions import find_condition, is_true
 from ..runtime.controller import Result
 from ..runtime.errors import NotFound
@@ -77,6 +77,7 @@ class PeerStatusReconciler:
         self._peers = peers
         self._events = events
         self._owners = Owners()
+        self._effective = EffectivePeers()
 
     async def reconcile(self, key: Key) -> Result:
         """Judge one Peer and write what has changed."""
@@ -122,7 +123,7 @@ class PeerStatusReconciler:
         if not spec_of(peer).get("allowedIPs"):
             return None
         name = peer["metadata"]["name"]
-        effective = effective_peers(self._meshes.get(MESH_KEY), self._peers.items().values())
+        effective = self._effective.decide(self._meshes.get(MESH_KEY), self._peers.items().values())
         return judge_networks([p for p in effective.problems if p.peer == name and p.reason.startswith("AllowedIP")])
 
 

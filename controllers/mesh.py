@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ..api.addresses import Ranges, choose_ranges
 from ..api.constants import FIELD_MANAGER_OPERATOR
-from ..api.effective import explain
+from ..api.reading import explain
 from ..api.v1alpha1 import WireKubeMesh
 from ..runtime.conditions import is_true
 from ..runtime.controller import Result

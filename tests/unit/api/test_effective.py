@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wirekube.api.effective import effective_peers, effective_peers_unjudged
+from wirekube.api.effective import EffectivePeers, effective_peers, effective_peers_unjudged
 from wirekube.api.intervals import Intervals
 
 Object = dict[str, Any]
@@ -235,3 +235,28 @@ def test_intervals_find_what_overlaps(pairs: list[tuple[int, int]]) -> None:
         if not clash:
             intervals.add(network, "")
             members.append(network)
+
+
+def test_with_a_memory_the_rule_is_the_same_and_what_stayed_is_not_read_again() -> None:
+    rule = EffectivePeers()
+    objects = [peer("a", 1), peer("b", 2, minute=1), {"metadata": {"name": "broken"}, "spec": 7}]
+    first = rule.decide(MESH, objects)
+    assert rule.decide(MESH, list(objects)) is first
+    objects[1] = {**objects[1], "spec": {**objects[1]["spec"], "allowedIPs": ["10.6.0.0/24"]}}
+    second = rule.decide(MESH, objects)
+    assert second == effective_peers(MESH, objects) != first
+    assert second.peers[0].peer is first.peers[0].peer
+    assert names(rule.decide(MESH, objects[1:])) == ["b"]
+    mesh = {**MESH, "status": {**MESH["status"], "apiServers": ["10.6.0.5"]}}
+    assert rule.decide(mesh, objects) == effective_peers(mesh, objects) != second
+    assert reasons(rule.decide(MESH, objects, [IPv4Address("10.6.0.5")])) == [
+        ("broken", "Malformed"),
+        ("b", "AllowedIPOverlaps"),
+    ]
+
+
+def test_another_status_of_the_same_version_is_another_object() -> None:
+    """A Peer that was made anew is acted on with the old one's status until it has one."""
+    rule, anew = EffectivePeers(), peer("a", 1)
+    bare = {**anew, "status": {}}
+    assert [names(rule.decide(MESH, [each])) for each in (bare, anew, bare)] == [[], ["a"], []]
