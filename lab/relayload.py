@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from typing import Final
 
+from ..agent.relayclient.session import prepare
+from ..runtime.sockets import unpaced_if_short
 from ..wire import relay as wire
 from ..wire.endpoint import Endpoint
 
@@ -84,7 +86,7 @@ class Wire:
 
 
 def register(address: Endpoint, relay_key: bytes) -> tuple[bytes, socket.socket]:
-    """Open a session with a fresh key, by proof; return the public key and the socket.
+    """Open a session with a fresh key, by proof and with an agent's socket options; return the public key and the socket.
 
     Raises:
         OSError: no connection.
@@ -92,13 +94,16 @@ def register(address: Endpoint, relay_key: bytes) -> tuple[bytes, socket.socket]
     """
     private = os.urandom(32)
     handshake = wire.ClientHandshake(private, os.urandom(wire.NONCE), relay_key)
-    sock = socket.create_connection(address.sockaddr(), timeout=DEADLINE)
+    sock = socket.socket(socket.AF_INET6 if address.ip.version == 6 else socket.AF_INET)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(sock)
+        sock.settimeout(DEADLINE)
+        sock.connect(address.sockaddr())
         sock.sendall(wire.frame(wire.HELLO, handshake.hello.body()))
         challenge = wire.parse_challenge(_expect(sock, wire.CHALLENGE))
         sock.sendall(wire.frame(wire.PROOF, handshake.proof(challenge)))
         handshake.accept(_expect(sock, wire.WELCOME))
+        unpaced_if_short(sock)
     except BaseException:
         sock.close()
         raise
