@@ -33,6 +33,8 @@ CONNECT_SECONDS = 3.0  # for one try: another URL may be the one that works
 RETRY_SECONDS = 2.0
 LOOK_SECONDS, LOST_SECONDS = 1.0, 15.0
 BURST_SECONDS = 0.005
+APART_SECONDS = 0.0003  # for each peer, between two looks
+MOST_APART_SECONDS = 0.3
 ASK_SECONDS = 2.0  # between questions about our own Peer while it is missing
 
 
@@ -99,6 +101,7 @@ class WatchedPeers:
         self._meshes: Reflector | None = None
         self._peers: Reflector | None = None
         self._again: asyncio.TimerHandle | None = None
+        self._looked = float("-inf")
         self._absent = asyncio.Event()
         self.events: EventRecorder | None = None
         self.synced = asyncio.Event()
@@ -215,8 +218,9 @@ class WatchedPeers:
         self._changed()
 
     def _soon(self) -> None:
-        """Events come in bursts; one look at the stores serves a whole burst."""
-        self._look_after(BURST_SECONDS)
+        """Events come in bursts; one look at the stores serves many."""
+        since = asyncio.get_running_loop().time() - self._looked
+        self._look_after(pause_before_look(len(self._members.peers), since))
 
     def _look_after(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -227,7 +231,7 @@ class WatchedPeers:
         self._again = loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
-        self._again = None
+        self._again, self._looked = None, asyncio.get_running_loop().time()
         if self.synced.is_set() and all(r is not None and r.synced.is_set() for r in (self._meshes, self._peers)):
             self._take()
             self._changed()
@@ -276,3 +280,15 @@ class WatchedPeers:
             return None
         by_name = {peer["metadata"]["name"]: peer for peer in listed}
         return frozenset(by_name) if really_gone(self._node, self._members.peers, by_name) else None
+
+
+def pause_before_look(peers: int, since: float) -> float:
+    """Return the seconds from an event to the look that serves it: 5 ms after a quiet time.
+
+    Each look costs time for each peer, so while events keep coming the looks stand further apart the more peers there are.
+
+    Args:
+        peers: how many there are.
+        since: seconds since the last look.
+    """
+    return max(BURST_SECONDS, min(MOST_APART_SECONDS, peers * APART_SECONDS) - since)
