@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from wirekube.agent.peersource import WatchedPeers, pause_before_look
-from wirekube.runtime.store import Store
+from wirekube.agent.peersource import MESH, PEER, WatchedPeers, pause_before_look
+from wirekube.runtime.reflector import Reflector
 from wirekube.telemetry import noop
 
 
@@ -40,11 +39,13 @@ async def test_a_lone_event_is_seen_at_once_and_a_burst_in_few_looks() -> None:
         looks.append(loop.time())
         seen.set()
 
-    store = Store()
-    for index in range(500):
-        store.put({"metadata": {"name": f"n{index}"}})
     source: Any = WatchedPeers("n0", None, (None,), noop(), changed)
-    source._meshes, source._peers = SimpleNamespace(store=Store()), SimpleNamespace(store=store)
+    nobody: Any = None
+    source._meshes, source._peers = Reflector(nobody, MESH), Reflector(nobody, PEER)
+    for index in range(500):
+        source._peers.store.put({"metadata": {"name": f"n{index}"}})
+    source._meshes.synced.set()
+    source._peers.synced.set()
     source._take()
     source.synced.set()
     start = loop.time()
