@@ -49,7 +49,7 @@ MESH_COLUMNS = (
     AGE,
 )
 PEER_COLUMNS = (
-    Column("Ready", f"{_READY}.status", "Whether the node takes part in the mesh."),
+    Column("Ready", f"{_READY}.status", "Whether the node takes part in the mesh, as its agent said last."),
     Column("Direct", ".status.peers.direct", "Peers that the node reaches directly.", "integer"),
     Column("Relayed", ".status.peers.relayed", "Peers that the node reaches through a relay.", "integer"),
     Column("Unreachable", ".status.peers.unreachable", "Peers that the node does not reach.", "integer", wide=True),

@@ -26,6 +26,11 @@ ENDPOINT_ACCEPTED = "EndpointAccepted"
 ALLOWED_IPS_ACCEPTED = "AllowedIPsAccepted"
 OWNED = (KEY_ACCEPTED, ENDPOINT_ACCEPTED, ALLOWED_IPS_ACCEPTED, READY)
 
+# There are no Leases of agents yet: nobody notices that one has gone silent.
+READY_MESSAGE = (
+    "the node's agent reported that it takes part in the mesh; a node that is switched off is not noticed yet"
+)
+
 BY_KEY = "publicKey"
 WITH_ALLOWED_IPS = "allowedIPs"
 _LONGEST_MESSAGE = 1000
@@ -160,7 +165,7 @@ def judge_ready(key: Verdict, present: list[dict[str, str]]) -> Verdict:
     if key.status != "True":
         return Verdict(READY, key.status, key.reason, key.message)
     if is_true(present, DATA_PLANE_READY):
-        return Verdict(READY, "True", "Ready", "the node takes part in the mesh")
+        return Verdict(READY, "True", "Ready", READY_MESSAGE)
     found = find_condition(present, DATA_PLANE_READY)
     if found is None:
         return Verdict(READY, "Unknown", "AgentNotReporting", "the node's agent has not reported its data plane yet")

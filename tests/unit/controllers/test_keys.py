@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
+from wirekube.controllers.keys import READY_MESSAGE, PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
 from wirekube.runtime.conditions import find_condition
 from wirekube.runtime.store import Event, Store
 
@@ -75,7 +75,8 @@ async def test_an_accepted_key_is_the_message_and_is_written_once(world: World) 
     world.put("a", KEY, ready=True)
     written = await world.conditions("a")
     assert shown(written, "KeyAccepted") == ("True", "Accepted", KEY)
-    assert shown(written, "Ready")[0] == "True"
+    assert shown(written, "Ready") == ("True", "Ready", READY_MESSAGE)
+    assert "switched off is not noticed" in READY_MESSAGE
     assert await world.conditions("a") is None
 
 
