@@ -19,31 +19,40 @@ class Activity:
     """Compares each reading of the counters with the one before.
 
     Attributes:
+        sent: the keys to which more than keepalives went between the last two readings.
         received: the keys from which something came between the last two readings, were it only a keepalive.
     """
 
     def __init__(self) -> None:
         self._last: dict[bytes, PeerStats] = {}
         self._busy: dict[bytes, float] = {}
+        self.sent: frozenset[bytes] = frozenset()
         self.received: frozenset[bytes] = frozenset()
 
     def update(self, stats: Mapping[bytes, PeerStats], now: float) -> dict[bytes, bool]:
         """Return which keys carry traffic; `now` is monotonic seconds."""
+        sent, received = set(), set()
         for key, each in stats.items():
             before = self._last.get(key)
-            if before is not None and _moved(before, each):
+            if before is None:
+                continue
+            got, went, allowance = (
+                each.rx_bytes - before.rx_bytes,
+                each.tx_bytes - before.tx_bytes,
+                _allowance(before, each),
+            )
+            if got > 0:
+                received.add(key)
+            if went > allowance:
+                sent.add(key)
+            if max(got, went) > allowance:
                 self._busy[key] = now
-        self.received = frozenset(
-            key for key, each in stats.items() if key in self._last and each.rx_bytes > self._last[key].rx_bytes
-        )
+        self.sent, self.received = frozenset(sent), frozenset(received)
         self._last = dict(stats)
         self._busy = {key: at for key, at in self._busy.items() if key in stats and now - at < HOLD_SECONDS}
         return {key: key in self._busy for key in stats}
 
 
-def _moved(before: PeerStats, now: PeerStats) -> bool:
-    allowance = KEEPALIVE_BYTES
-    if now.last_handshake != before.last_handshake:
-        allowance += HANDSHAKE_BYTES
-    received, sent = now.rx_bytes - before.rx_bytes, now.tx_bytes - before.tx_bytes
-    return received > allowance or sent > allowance
+def _allowance(before: PeerStats, now: PeerStats) -> int:
+    shaken = now.last_handshake != before.last_handshake
+    return KEEPALIVE_BYTES + HANDSHAKE_BYTES if shaken else KEEPALIVE_BYTES

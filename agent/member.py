@@ -263,6 +263,7 @@ class Member:
             moved = {names[key]: endpoint for key, endpoint in roamed(stats).items() if key in names}
             self.driver.traffic(
                 {names[key]: busy for key, busy in active.items() if key in names},
+                [names[key] for key in self._activity.sent if key in names],
                 [names[key] for key in self._activity.received if key in names],
                 moved,
             )

@@ -26,7 +26,7 @@ from .paths.keys import PairKeys
 from .paths.machine import Paths
 from .paths.model import Effect, NatFacts, Policy, SendPing, SendPong, SendSignal, Steer, Transition
 from .paths.probe import Ping, decode, encode_ping, encode_pong
-from .paths.seal import CallMeMaybe, Known, Sealer
+from .paths.seal import CallMeMaybe, Known, Sealer, Unheard
 from .plan import Legs
 from .relayclient import YIELD, PeerGone, PeerPresent, RelayClient, RelayDown, RelayEvent, RelayUp, Signal
 from .traces import PathTraces
@@ -159,9 +159,17 @@ class PathDriver:
                 self.paths.installed(name, leg.accept, now)
         self.run()
 
-    def traffic(self, active: Mapping[str, bool], received: Iterable[str], roamed: Mapping[str, Endpoint]) -> None:
-        """Take from WireGuard's counters who carries traffic, who was heard, and who from another address."""
+    def traffic(
+        self,
+        active: Mapping[str, bool],
+        sent: Iterable[str],
+        received: Iterable[str],
+        roamed: Mapping[str, Endpoint],
+    ) -> None:
+        """Take from WireGuard's counters who carries traffic, who was sent some, who was heard, and who from elsewhere."""
         now = time.monotonic()
+        for name in sent:
+            self.paths.sent(name, now)
         for name in received:
             self.paths.received(name, now)
         for name, busy in active.items():
@@ -280,7 +288,7 @@ class PathDriver:
         elif len(self._waiting) < MOST_WAITING:
             self._waiting.append((data, to))
 
-    def _send_signal(self, key: bytes, signal: CallMeMaybe | Known) -> None:
+    def _send_signal(self, key: bytes, signal: CallMeMaybe | Known | Unheard) -> None:
         if isinstance(signal, Known) and key not in self._configured:
             return  # it would not be true; `configured` says it as soon as it is
         sealed = self._sealer.seal(key, signal)

@@ -23,7 +23,7 @@ An exchange between A and B, both behind easy NATs, both told of the other's can
 
 The legs of the two sides are chosen alone: A may send directly while B still sends by the relay; both are always heard.
 
-How a path is searched for is told in search.py, how the one in use is watched in keep.py. A leg in doubt gives way to
+How a path is searched for is told in search.py, how the one in use is watched in keep.py and silence.py. A leg in doubt gives way to
 any other proven address (a peer whose NAT rebound has a new one that is no faster), a dead one to the relay.
 
 `always` sends no probe and answers none; a direct leg that it finds is left as soon as the relay has the peer, at the
@@ -36,13 +36,14 @@ import random
 from collections.abc import Iterable
 
 from ...wire.endpoint import Endpoint
-from . import keep, search
+from . import keep, search, silence
 from .candidates import better
 from .model import Effect, Mode, NatFacts, PathView, Policy, SendPong, SendSignal, State, Steer, Transition
 from .node import Node
+from .possible import Reason
 from .record import FRESH_SECONDS, NEVER, Address, Path
-from .seal import CallMeMaybe, Known, Signal
-from .verdict import verdict
+from .seal import CallMeMaybe, Known, Signal, Unheard
+from .verdict import SILENT, UNANSWERED, verdict
 
 ASK_AGAIN = 0.1  # seconds in which an address that was asked is not asked again on its own ping
 PING_LIFE = 5.0  # a pong that comes later proves nothing about now
@@ -70,7 +71,7 @@ class Paths:
         if old.mode is policy.mode:
             return
         for path in self._paths.values():
-            path.lost = False
+            path.lost = None
             path.deadline = now + policy.handshake_timeout
             if policy.mode is Mode.ALWAYS and path.present:
                 self._leave(path)
@@ -90,6 +91,7 @@ class Paths:
         elif (path.candidates, path.nat) == (listed, nat):
             return
         path.candidates, path.nat = listed, nat
+        silence.release(path)
         search.begin(self._node, path, now)
         self._settle(path, now)
 
@@ -127,6 +129,7 @@ class Paths:
     def network_changed(self, now: float) -> None:
         """Try everything again at once, and ask direct legs whether they still work."""
         for path in self._paths.values():
+            silence.release(path)
             if path.direct is not None:
                 keep.soon(path, now)
             else:
@@ -145,7 +148,8 @@ class Paths:
         address.heard = now
         if mapped:
             address.peer_mapped = now
-        if now - address.ponged > FRESH_SECONDS / 2 and not self._asked(path, source, now):
+        old = now - address.ponged > FRESH_SECONDS / 2
+        if old and not self._asked(path, source, now) and not silence.is_held(path, source, now):
             self._node.ask_back(path, source, now)
         self._settle(path, now)
 
@@ -187,11 +191,20 @@ class Paths:
         if active:
             keep.soon(path, now)
 
+    def sent(self, name: str, now: float) -> None:
+        """Take WireGuard's word that it sent more than keepalives to the peer; told before `received` of the same time."""
+        path = self._paths.get(name)
+        if path is not None and silence.sent(path, now):
+            self._node.effects.append(SendSignal(name, Unheard()))
+            self._lose(path, SILENT, now)
+            self._settle(path, now)
+
     def received(self, name: str, now: float) -> None:
         """Take WireGuard's word that valid packets of the peer came since the last time."""
         path = self._paths.get(name)
         if path is not None:
             path.received = now
+            silence.received(path)
 
     def roamed(self, name: str, endpoint: Endpoint, now: float) -> None:
         """Take WireGuard's word that a valid packet came from another address: the peer's NAT has a new mapping."""
@@ -231,12 +244,25 @@ class Paths:
         if isinstance(signal, Known):
             if signal.answer:
                 self._node.effects.append(SendSignal(name, Known()))
+        elif isinstance(signal, Unheard):
+            self._unheard(path, now)
+        else:
+            self._called(path, signal, now)
+
+    def _unheard(self, path: Path, now: float) -> None:
+        if path.direct is not None:
+            self._lose(path, SILENT, now)
+            self._settle(path, now)
             return
+        for endpoint in path.held:  # both sides hold alike, also where only the other one tried again
+            silence.hold(path, endpoint, now)
+
+    def _called(self, path: Path, signal: CallMeMaybe, now: float) -> None:
         if not self._node.probes or now - path.called < CALL_SECONDS:
             return
         path.called = now
         if signal.answer:
-            self._node.effects.append(SendSignal(name, CallMeMaybe(self._node.own)))
+            self._node.effects.append(SendSignal(path.name, CallMeMaybe(self._node.own)))
         if path.direct is None:
             search.called(self._node, path, signal.endpoints, now)
 
@@ -296,21 +322,23 @@ class Paths:
             if path.direct is not None and path.deadline <= now:
                 self._leave(path)
         elif keep.advance(self._node, path, now):
-            self._lose(path, now)
+            self._lose(path, UNANSWERED, now)
         else:
             search.advance(self._node, path, now)
         self._settle(path, now)
 
-    def _lose(self, path: Path, now: float) -> None:
+    def _lose(self, path: Path, why: Reason, now: float) -> None:
         if path.direct is not None:
             address = path.addresses[path.direct]
             address.ponged = address.peer_mapped = NEVER
+            if why is SILENT:
+                silence.hold(path, path.direct, now)
         self._leave(path)
-        path.lost = True
+        path.lost = why
         search.begin(self._node, path, now)
 
     def _leave(self, path: Path) -> None:
-        path.direct, path.keep, path.fast, path.unanswered = None, None, False, 0
+        path.direct, path.keep, path.fast, path.unanswered, path.unheard = None, None, False, 0, None
 
     def _asked(self, path: Path, endpoint: Endpoint, now: float) -> bool:
         return any(sent.to == endpoint and now - sent.at < ASK_AGAIN for sent in path.pings.values())
@@ -330,13 +358,13 @@ class Paths:
     def _choose(self, path: Path, now: float) -> None:
         best: tuple[Endpoint, Address] | None = None
         for endpoint, address in path.proven(now):
-            if endpoint == path.direct and keep.in_doubt(path):
+            if (endpoint == path.direct and keep.in_doubt(path)) or silence.is_held(path, endpoint, now):
                 continue
             if best is None or better((endpoint, address.rtt), (best[0], best[1].rtt)):
                 best = (endpoint, address)
         if best is not None and best[0] != path.direct and self._gives_way(path, best):
             self._leave(path)
-            path.direct, path.lost, path.next_retry, path.backoff = best[0], False, None, 0.0
+            path.direct, path.lost, path.next_retry, path.backoff = best[0], None, None, 0.0
             path.next_keep = now + keep.PING_ACTIVE
 
     def _gives_way(self, path: Path, best: tuple[Endpoint, Address]) -> bool:

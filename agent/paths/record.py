@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ...wire.endpoint import Endpoint
 from .limits import SHARE_BURST, SHARE_RATE, ProbeBudget
 from .model import NatFacts, State
+from .possible import Reason
 
 NEVER = float("-inf")
 MAX_ADDRESSES = 16
@@ -42,6 +43,14 @@ class Sent:
     at: float
 
 
+@dataclass(frozen=True)
+class Hold:
+    """An address on which WireGuard heard nothing: not used before `until`, which was `seconds` away."""
+
+    until: float
+    seconds: float
+
+
 @dataclass
 class Attempt:
     """A running search for a direct path.
@@ -72,6 +81,10 @@ class Path:
         present: the relay has the peer.
         unanswered: pings on the direct leg in a row without an answer.
         received: when WireGuard last received something valid of the peer.
+        sent: when WireGuard last sent more than keepalives.
+        unheard: since when it has been sending on this leg without receiving anything.
+        held: addresses on which that lasted too long.
+        lost: why the last direct leg was left, until there is another one.
         fast: the direct leg is in doubt and asked every 200 ms.
         share: of pings that the peer makes us send.
     """
@@ -98,11 +111,14 @@ class Path:
     present: bool = False
     active: bool = False
     received: float = NEVER
+    sent: float = NEVER
+    unheard: float | None = None
+    held: dict[Endpoint, Hold] = field(default_factory=dict)
     fast: bool = False
     unanswered: int = 0
     keep: Sent | None = None
     next_keep: float = NEVER
-    lost: bool = False
+    lost: Reason | None = None
     share: ProbeBudget = field(default_factory=lambda: ProbeBudget(SHARE_RATE, SHARE_BURST))
 
     @property

@@ -10,7 +10,7 @@
 
 A message:
 
-    0       1      type: 1 call-me-maybe, 2 known
+    0       1      type: 1 call-me-maybe, 2 known, 3 unheard
     1       1      flags: 1 = please answer in kind
     2       1      number of endpoints, at most 8; each follows as 16 bytes of IPv6 (IPv4 mapped) and a 2-byte port
 
@@ -39,7 +39,7 @@ MAX_ENDPOINTS = 8
 SESSION_BYTES = 8
 _HEAD = struct.Struct("!B8sQ")
 _BODY = struct.Struct("!BBB")
-_CALL, _KNOWN, _ANSWER = 1, 2, 1
+_CALL, _KNOWN, _UNHEARD, _ANSWER = 1, 2, 3, 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,12 @@ class Known:
     answer: bool = False
 
 
-Signal = CallMeMaybe | Known
+@dataclass(frozen=True)
+class Unheard:
+    """Says: my WireGuard sends to you and hears nothing; I have left the direct path, and so should you."""
+
+
+Signal = CallMeMaybe | Known | Unheard
 
 
 class Sealer:
@@ -111,12 +116,13 @@ def _nonce(counter: int) -> bytes:
 
 def _encode(signal: Signal) -> bytes:
     endpoints: Sequence[Endpoint] = signal.endpoints[:MAX_ENDPOINTS] if isinstance(signal, CallMeMaybe) else ()
-    kind = _CALL if isinstance(signal, CallMeMaybe) else _KNOWN
+    kind = {CallMeMaybe: _CALL, Known: _KNOWN, Unheard: _UNHEARD}[type(signal)]
+    answer = not isinstance(signal, Unheard) and signal.answer
     packed = b"".join(
         (e.ip.packed if e.ip.version == 6 else b"\0" * 10 + b"\xff\xff" + e.ip.packed) + e.port.to_bytes(2, "big")
         for e in endpoints
     )
-    return _BODY.pack(kind, _ANSWER if signal.answer else 0, len(endpoints)) + packed
+    return _BODY.pack(kind, _ANSWER if answer else 0, len(endpoints)) + packed
 
 
 def _decode(body: bytes) -> Signal | None:
@@ -128,6 +134,8 @@ def _decode(body: bytes) -> Signal | None:
     answer = bool(flags & _ANSWER)
     if kind == _KNOWN:
         return Known(answer)
+    if kind == _UNHEARD:
+        return Unheard()
     if kind != _CALL:
         return None
     items = [body[_BODY.size + 18 * i : _BODY.size + 18 * (i + 1)] for i in range(count)]

@@ -16,7 +16,7 @@ attempt moves. Each place in the queue is good for one round, so that a thousand
 from __future__ import annotations
 
 from ...wire.endpoint import Endpoint
-from . import keep
+from . import keep, silence
 from .model import Mode, SendSignal
 from .node import Node
 from .record import Attempt, Path
@@ -97,7 +97,7 @@ def _advance(node: Node, path: Path, attempt: Attempt, now: float) -> None:
     if attempt.round < len(PAUSES):
         proven = {endpoint for endpoint, _ in path.proven(now)}
         listed = dict.fromkeys((*path.candidates, *attempt.extra, *sorted(path.accept, key=str)))
-        attempt.left = tuple(endpoint for endpoint in listed if endpoint not in proven)
+        attempt.left = tuple(e for e in listed if e not in proven and not silence.is_held(path, e, now))
         node.waiting.setdefault(path.name, path)
         serve(node, now)
         return

@@ -88,7 +88,7 @@ class Host:
         self.roamed: Endpoint | None = None
         self.states: list[State] = []
         self.sent = self.probes = 0
-        self.used = self.got = self.down = False
+        self.used = self.got = self.went = self.down = False
         self.heard = self.gap = 0.0
 
     @property
@@ -110,6 +110,7 @@ class World:
 
     Attributes:
         cut: indices of the machines whose datagrams do not arrive.
+        filtered: of those whose direct WireGuard packets do not, while their probes do.
         busy: WireGuard packets go both ways, ten a second.
         unmapped: WireGuard packets from an address that the receiver's table did not know.
         unexpected: those of them that nothing had happened to which makes an address new.
@@ -120,6 +121,7 @@ class World:
     ) -> None:
         self.now, self.loss, self.rng, self.seed = 0.0, loss, random.Random(seed), seed
         self.cut: set[int] = set()
+        self.filtered: set[int] = set()
         self.relay, self.busy, self.unmapped, self.unexpected, self.strange_until = relay, False, 0, 0, 0.0
         nats = KINDS[a]("203.0.113.1"), KINDS[b]("203.0.113.2")
         self.hosts = [Host("a", nats[0], mode, seed + 1), Host("b", nats[1], mode, seed + 2)]
@@ -244,8 +246,10 @@ class World:
 
     def data(self, host: Host) -> None:
         """Send one WireGuard packet on the leg in use."""
-        host.used = True
+        host.used = host.went = True
         to = host.roamed or host.direct
+        if to is not None and self.hosts.index(host) in self.filtered:
+            return
         if to is not None:
             self.send(host, to, lambda source: self.data_arrived(host.other, source))
         elif self.relay and Mode.NEVER not in (host.mode, host.other.mode) and not (host.down or host.other.down):
@@ -272,10 +276,12 @@ class World:
     def stats(self, host: Host) -> None:
         if host.down:
             return
+        if host.went:
+            host.paths.sent(host.other.name, self.now)
         if host.got:
             host.paths.received(host.other.name, self.now)
         host.paths.traffic(host.other.name, host.used, self.now)
-        host.used = host.got = False
+        host.used = host.got = host.went = False
         if host.roamed is not None and host.roamed not in host.table:
             host.paths.roamed(host.other.name, host.roamed, self.now)
         elif host.roamed is not None:

@@ -23,7 +23,7 @@ from wirekube.agent.paths.probe import (
     txid_of,
 )
 from wirekube.agent.paths.replay import REMEMBERED_SESSIONS, Replays
-from wirekube.agent.paths.seal import MAX_ENDPOINTS, CallMeMaybe, Known, Sealer, Signal
+from wirekube.agent.paths.seal import MAX_ENDPOINTS, CallMeMaybe, Known, Sealer, Signal, Unheard
 from wirekube.agent.steering.plan import PROBE_MAGIC
 from wirekube.wire.endpoint import Endpoint
 
@@ -36,6 +36,7 @@ ENDPOINTS = st.builds(
 )
 SIGNALS = st.one_of(
     st.builds(Known, st.booleans()),
+    st.just(Unheard()),
     st.builds(CallMeMaybe, st.lists(ENDPOINTS, max_size=MAX_ENDPOINTS).map(tuple), st.booleans()),
 )
 LOW_ORDER = bytes(32)  # RFC 7748 section 6.1: everybody has the same secret with it
