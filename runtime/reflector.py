@@ -26,6 +26,8 @@ ListFilter = Callable[[dict[Key, Object]], bool]
 WATCH_SECONDS = (300.0, 600.0)
 # A watch that ends sooner, and without an event, is a failure: some proxies close every stream at once.
 SHORTEST_WATCH = 1.0
+# One that has stood for so long was well: its end is a new trouble, not more of an old one.
+STABLE_WATCH = 10.0
 FIRST_PAUSE = 0.8
 LONGEST_PAUSE = 30.0
 # A server that answers again is to be followed within 10 s, however long it was away.
@@ -167,10 +169,15 @@ class Reflector:
             timeout_seconds=self._rng.uniform(*WATCH_SECONDS),
             on_open=self._watching,
         )
-        async with aclosing(stream):
-            async for change, obj in stream:
-                events += 1
-                self._take(change, obj)
+        try:
+            async with aclosing(stream):
+                async for change, obj in stream:
+                    events += 1
+                    self._take(change, obj)
+                    self._fruitless = 0
+                    self._pause.reset()
+        finally:
+            if time.monotonic() - opened >= STABLE_WATCH:
                 self._fruitless = 0
                 self._pause.reset()
         if not events and time.monotonic() - opened < SHORTEST_WATCH:

@@ -187,6 +187,36 @@ async def test_a_server_that_was_away_for_long_is_followed_soon(monkeypatch: pyt
     assert waits[10] == 5
 
 
+async def test_outages_far_apart_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each watch is silent and well for a minute, then breaks; the pause after it is that of a first failure."""
+    now, waits = [0.0], list[float]()
+    ended = anyio.Event()
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 10:
+            ended.set()
+            await anyio.sleep_forever()
+
+    class Breaking:
+        async def list(self, *_: Any, **__: Any) -> Any:
+            return [], "1"
+
+        async def watch(self, *_: Any, on_open: Callable[[], None], **__: Any) -> AsyncIterator[Any]:
+            on_open()
+            now[0] += 60
+            raise Unavailable(0, "connection reset")
+            yield
+
+    monkeypatch.setattr("wirekube.runtime.reflector.anyio.sleep", sleep)
+    monkeypatch.setattr("wirekube.runtime.reflector.time.monotonic", lambda: now[0])
+    async with anyio.create_task_group() as group:
+        group.start_soon(Reflector(Breaking(), THING).run)  # type: ignore[arg-type]
+        await ended.wait()
+        group.cancel_scope.cancel()
+    assert max(waits) <= 1.6
+
+
 def test_pause_grows_to_its_limit() -> None:
     pause = Pause(random.Random(2))
     waits = [pause.next() for _ in range(8)]
