@@ -99,9 +99,15 @@ def dump(lab: Lab, node: str, commands: Iterable[str] = HOST) -> dict[str, str]:
         seen = {words: netns.run(words.split()) for words in commands}
         if commands is not HOST:
             return seen
-        found = sorted(path for pattern in SYSCTLS for path in Path("/proc/sys/net").glob(pattern))
-        readable = (path for path in found if path.stat().st_mode & 0o400 and path.name != "stable_secret")
-        return seen | {str(path): path.read_text().strip() for path in readable}
+        return seen | dict(_sysctls())
+
+
+def _sysctls() -> Iterator[tuple[str, str]]:
+    for path in sorted(path for pattern in SYSCTLS for path in Path("/proc/sys/net").glob(pattern)):
+        try:
+            yield str(path), path.read_text().strip()
+        except OSError:
+            continue  # only for writing, without a value, or of an interface that has just gone
 
 
 class Pings:
@@ -148,7 +154,8 @@ class Pings:
 
     def gap(self, since: float | None = None) -> float:
         """Return the longest time in which some flow had no answered request."""
-        begin, end = self.begin if since is None else since, time.monotonic() - 0.2
+        last = min(flow.sent[-1] for flow in self.flows)
+        begin, end = self.begin if since is None else since, min(last, time.monotonic() - 0.2)
         return max(longest_gap(list(flow.answers), begin, end) for flow in self.flows)
 
     @property
