@@ -67,7 +67,8 @@ def serve(node: Node, now: float) -> None:
     """Make the rounds that wait, as far as the budget goes."""
     while node.waiting:
         path = next(iter(node.waiting.values()))
-        if not _make_round(node, path, now):
+        attempt = path.attempt
+        if attempt is not None and attempt.left and not _make_round(node, path, attempt, now):
             return
         del node.waiting[path.name]
 
@@ -98,8 +99,11 @@ def _advance(node: Node, path: Path, attempt: Attempt, now: float) -> None:
         proven = {endpoint for endpoint, _ in path.proven(now)}
         listed = dict.fromkeys((*path.candidates, *attempt.extra, *sorted(path.accept, key=str)))
         attempt.left = tuple(e for e in listed if e not in proven and not silence.is_held(path, e, now))
-        node.waiting.setdefault(path.name, path)
-        serve(node, now)
+        if attempt.left:
+            node.waiting.setdefault(path.name, path)
+            serve(node, now)
+        else:
+            _make_round(node, path, attempt, now)
         return
     path.attempt = None
     if path.direct is None or keep.silent(path):
@@ -107,11 +111,8 @@ def _advance(node: Node, path: Path, attempt: Attempt, now: float) -> None:
         path.next_retry = _retry_at(node, path, now)
 
 
-def _make_round(node: Node, path: Path, now: float) -> bool:
+def _make_round(node: Node, path: Path, attempt: Attempt, now: float) -> bool:
     """Ask what is left of a round; False when the budget is used up before."""
-    attempt = path.attempt
-    if attempt is None:
-        return True  # what it searched for was found, or must not be searched for any more
     while attempt.left:
         if not node.budget.take(now):
             return False

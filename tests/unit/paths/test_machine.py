@@ -511,6 +511,19 @@ def test_a_peer_that_leaves_or_has_a_new_key_while_it_waits_harms_nobody() -> No
     assert asked["n99"] >= 15
 
 
+def test_a_peer_without_an_address_to_ask_does_not_wait_with_the_others() -> None:
+    """Its timer would be due at once, again and again; `played` counts."""
+    paths = Paths(random.Random(1))
+    crowd(paths, 100, 3)
+    paths.relay(True, "", 0.0)
+    paths.upsert_peer("x", b"x" * 32, [], NatFacts(), 0.0)
+    paths.presence("x", True, 0.0)
+    paths.upsert_peer("n99", (99).to_bytes(32, "big"), [], NatFacts(), 0.0)  # it waits already
+    sent = [(now, e) for now, e in played(paths, 0.0, 60.0) if e.name in ("x", "n99")]
+    assert [(now, type(e)) for now, e in sent if now < 9.0] == [(0.0, SendSignal)]
+    assert not [e for _, e in sent if isinstance(e, SendPing)]
+
+
 def test_many_direct_pairs_with_traffic_do_not_starve_the_search() -> None:
     paths = Paths(random.Random(1))
     names = crowd(paths, 90, 1)
