@@ -322,10 +322,12 @@ class PathDriver:
 
     def _set_timer(self) -> None:
         due = self.paths.next_timer()
+        if self._timer is not None and self._timer.when() == due:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if due is not None and due < float("inf"):
+        if due is not None:
             self._timer = asyncio.get_running_loop().call_at(due, self._tick)
 
     def _tick(self) -> None:

@@ -36,13 +36,14 @@ import random
 from collections.abc import Iterable
 
 from ...wire.endpoint import Endpoint
-from . import keep, search, silence
+from . import keep, search, silence, timers
 from .candidates import better
 from .model import Effect, Mode, NatFacts, PathView, Policy, SendPong, SendSignal, State, Steer, Transition
 from .node import Node
 from .possible import Reason
 from .record import FRESH_SECONDS, NEVER, Address, Path
 from .seal import CallMeMaybe, Known, Signal, Unheard
+from .timers import Timers
 from .verdict import SILENT, UNANSWERED, verdict
 
 ASK_AGAIN = 0.1  # seconds in which an address that was asked is not asked again on its own ping
@@ -61,6 +62,7 @@ class Paths:
 
     def __init__(self, rng: random.Random, policy: Policy | None = None, epoch: float = 0.0) -> None:
         self._node = Node(rng, policy or Policy(), epoch)
+        self._timers = Timers()
         self._paths: dict[str, Path] = {}
 
     # What the shell tells.
@@ -99,6 +101,7 @@ class Paths:
         """Forget a peer; its steering is the shell's to remove."""
         self._paths.pop(name, None)
         self._node.waiting.pop(name, None)
+        self._node.changed.add(name)
 
     def adopt(self, name: str, direct: Endpoint | None, accept: frozenset[Endpoint], now: float) -> None:
         """Continue what an agent before us left in the steering table; a direct leg is asked at once.
@@ -188,6 +191,7 @@ class Paths:
         if path is None or path.active == active:
             return
         path.active = active
+        self._node.changed.add(name)
         if active:
             keep.soon(path, now)
 
@@ -212,6 +216,7 @@ class Paths:
         if path is None or not self._node.probes:
             return
         keep.soon(path, now)
+        self._node.changed.add(name)
         if not self._asked(path, endpoint, now):
             self._node.ask_back(path, endpoint, now)
 
@@ -261,6 +266,7 @@ class Paths:
         if not self._node.probes or now - path.called < CALL_SECONDS:
             return
         path.called = now
+        self._node.changed.add(path.name)
         if signal.answer:
             self._node.effects.append(SendSignal(path.name, CallMeMaybe(self._node.own)))
         if path.direct is None:
@@ -274,17 +280,17 @@ class Paths:
         return done
 
     def next_timer(self) -> float | None:
-        """Return when `handle_timer` is due next."""
-        serve_at = search.serve_at(self._node)
-        dues = (*map(self._due, self._paths.values()), *(() if serve_at is None else (serve_at,)))
-        return min(dues, default=None)
+        """Return when `handle_timer` is due next; None when nothing is."""
+        self._set_timers()
+        times = (self._timers.first(), search.serve_at(self._node))
+        return min((time for time in times if time is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due."""
         search.serve(self._node, now)
-        for path in self._paths.values():
-            if self._due(path) <= now:
-                self._tick(path, now)
+        self._set_timers()
+        for name in self._timers.take(now):
+            self._tick(self._paths[name], now)
 
     def view(self, name: str) -> PathView:
         """Return one pair for people and for status.
@@ -308,12 +314,18 @@ class Paths:
 
     # Time.
 
+    def _set_timers(self) -> None:
+        for name in self._node.changed:
+            path = self._paths.get(name)
+            self._timers.set(name, self._due(path) if path is not None else timers.NEVER)
+        self._node.changed.clear()
+
     def _due(self, path: Path) -> float:
         if not self._node.probes and path.direct is not None:
             return path.deadline
         deadline = path.deadline if path.state is State.CONNECTING else None
         times = (deadline, search.due(path), keep.due(path))
-        return min((time for time in times if time is not None), default=float("inf"))
+        return min((time for time in times if time is not None), default=timers.NEVER)
 
     def _tick(self, path: Path, now: float) -> None:
         path.pings = {txid: sent for txid, sent in path.pings.items() if now - sent.at <= PING_LIFE}
@@ -347,6 +359,7 @@ class Paths:
 
     def _settle(self, path: Path, now: float) -> None:
         """Choose the leg, write the table where it differs, and say what changed."""
+        self._node.changed.add(path.name)
         if self._node.probes:
             self._choose(path, now)
         wanted = (path.direct, path.accept)

@@ -30,6 +30,7 @@ class Node:
         effects: decided, and not yet handed to the shell.
         budget: of pings that search.
         waiting: whose search waits for the budget, in the order in which they will be served.
+        changed: names of paths whose due time may be another one.
         heard: the pings that were answered.
     """
 
@@ -43,6 +44,7 @@ class Node:
     effects: list[Effect] = field(default_factory=list)
     budget: ProbeBudget = field(default_factory=ProbeBudget)
     waiting: dict[str, Path] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
     heard: Replays = field(default_factory=lambda: Replays(WINDOW))
 
     def __post_init__(self) -> None:

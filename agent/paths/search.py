@@ -84,6 +84,11 @@ def _launch(node: Node, path: Path, attempt: Attempt, now: float) -> None:
     _advance(node, path, attempt, now)
 
 
+def _unproven(path: Path, endpoints: tuple[Endpoint, ...], now: float) -> tuple[Endpoint, ...]:
+    proven = {endpoint for endpoint, _ in path.proven(now)}
+    return tuple(e for e in endpoints if e not in proven and not silence.is_held(path, e, now))
+
+
 def _call_once(node: Node, path: Path, attempt: Attempt) -> None:
     if not attempt.call:
         return
@@ -96,9 +101,8 @@ def _advance(node: Node, path: Path, attempt: Attempt, now: float) -> None:
     if attempt.left or now < attempt.next:
         return
     if attempt.round < len(PAUSES):
-        proven = {endpoint for endpoint, _ in path.proven(now)}
         listed = dict.fromkeys((*path.candidates, *attempt.extra, *sorted(path.accept, key=str)))
-        attempt.left = tuple(e for e in listed if e not in proven and not silence.is_held(path, e, now))
+        attempt.left = _unproven(path, tuple(listed), now)
         if attempt.left:
             node.waiting.setdefault(path.name, path)
             serve(node, now)
@@ -113,6 +117,7 @@ def _advance(node: Node, path: Path, attempt: Attempt, now: float) -> None:
 
 def _make_round(node: Node, path: Path, attempt: Attempt, now: float) -> bool:
     """Ask what is left of a round; False when the budget is used up before."""
+    attempt.left = _unproven(path, attempt.left, now)  # what was proven while it waited need not be asked
     while attempt.left:
         if not node.budget.take(now):
             return False
@@ -121,6 +126,7 @@ def _make_round(node: Node, path: Path, attempt: Attempt, now: float) -> bool:
         attempt.left = attempt.left[1:]
     _call_once(node, path, attempt)
     attempt.next, attempt.round = now + PAUSES[attempt.round], attempt.round + 1
+    node.changed.add(path.name)
     return True
 
 

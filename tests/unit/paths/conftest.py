@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from wirekube.agent.paths import search
 from wirekube.agent.paths.machine import Paths
 from wirekube.agent.paths.model import Mode, NatFacts, Policy, SendPing, SendPong, SendSignal, State, Steer, Transition
 from wirekube.agent.paths.seal import Signal
@@ -76,6 +77,15 @@ KINDS: dict[str, Callable[[str], Nat]] = {
     "hard": lambda ip: Nat(ip, symmetric=True),
     "blocked": lambda ip: Nat(ip, blocked=True),
 }
+
+
+def next_timer(paths: Paths) -> float | None:
+    """Ask when the machine is due next, and look at all its paths whether that is right."""
+    times = [paths._due(path) for path in paths._paths.values()]
+    serve_at = search.serve_at(paths._node)
+    slow = min((time for time in (*times, serve_at) if time is not None and time < float("inf")), default=None)
+    assert paths.next_timer() == slow
+    return slow
 
 
 class Host:
@@ -314,7 +324,7 @@ class World:
                 *([self._wire[0][0]] if self._wire else []),
             ]
             awake = [host for host in self.hosts if not host.down]
-            due += [t for t in (host.paths.next_timer() for host in awake) if t is not None]
+            due += [t for t in (next_timer(host.paths) for host in awake) if t is not None]
             self.now = max(self.now, min(due))
             while self._wire and self._wire[0][0] <= self.now:
                 heapq.heappop(self._wire)[2]()
@@ -333,6 +343,11 @@ class World:
     @property
     def state(self) -> tuple[State, State]:
         return self.a.state, self.b.state
+
+
+@pytest.fixture(scope="session")
+def checked_timer() -> Callable[[Paths], float | None]:
+    return next_timer
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from wirekube.agent.paths.machine import Paths
 from wirekube.agent.paths.model import Mode, NatFacts, Policy, SendPing, SendPong, SendSignal, State, Steer
 from wirekube.agent.paths.probe import parts_of, txid_of
-from wirekube.agent.paths.seal import CallMeMaybe, Known
+from wirekube.agent.paths.seal import CallMeMaybe, Known, Unheard
 from wirekube.wire.endpoint import Endpoint
 
 Make = Callable[..., Any]
@@ -509,6 +509,72 @@ def test_a_peer_that_leaves_or_has_a_new_key_while_it_waits_harms_nobody() -> No
     assert "n50" not in asked
     assert asked["n60"] >= 5
     assert asked["n99"] >= 15
+
+
+NAMES = st.integers(0, 5).map(lambda number: f"n{number}")
+STEPS = st.one_of(
+    st.tuples(st.just("run"), st.sampled_from([0.0, 0.02, 0.3, 5.0, 30.0])),
+    st.tuples(st.just("answer"), st.integers(0, 10)),
+    st.tuples(st.just("ping"), NAMES, st.booleans()),
+    st.tuples(st.sampled_from(["remove", "come", "go", "busy", "calm", "sent", "roam", "call", "unheard"]), NAMES),
+    st.tuples(st.sampled_from(["network", "relay up", "relay down", "always", "auto"])),
+    st.tuples(st.just("upsert"), NAMES, st.integers(0, 8), st.integers(0, 1)),
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(STEPS, max_size=40))
+def test_the_timers_of_many_paths_are_what_a_scan_of_all_says(
+    checked_timer: Callable[[Paths], float | None], steps: list[Any]
+) -> None:
+    paths, now, pings, count = Paths(random.Random(1)), 0.0, list[SendPing](), itertools.count(1)
+    crowd(paths, 4, 8)
+    for kind, *words in steps:
+        for effect in paths.effects():
+            if isinstance(effect, SendPing):
+                pings.append(effect)
+            elif isinstance(effect, Steer):
+                paths.installed(effect.name, effect.accept, now)
+        tell(paths, kind, words, pings, now, count)
+        checked_timer(paths)
+        if kind == "run":
+            until = now + words[0]
+            while (due := checked_timer(paths)) is not None and due <= until:
+                now = max(now, due)
+                paths.handle_timer(now)
+            now = until
+
+
+def tell(paths: Paths, kind: str, words: list[Any], pings: list[SendPing], now: float, count: Iterator[int]) -> None:
+    """Tell the machine one thing that the shell could."""
+    if kind == "answer":
+        for each in pings[-words[0] :]:
+            paths.pong_received(each.name, each.to, each.txid, True, now)
+    elif kind == "ping":
+        paths.ping_received(words[0], HERE, txid_of(b"session1", next(count)), words[1], now)
+    elif kind == "upsert":
+        listed = [Endpoint.of(f"198.51.100.{i}", 9) for i in range(words[1])]
+        paths.upsert_peer(words[0], bytes([words[2]]) * 32, listed, NatFacts(), now)
+    elif kind in PLAIN:
+        PLAIN[kind](paths, *words, now)
+
+
+PLAIN: dict[str, Callable[..., None]] = {
+    "remove": lambda paths, name, now: paths.remove_peer(name),
+    "come": lambda paths, name, now: paths.presence(name, True, now),
+    "go": lambda paths, name, now: paths.presence(name, False, now),
+    "busy": lambda paths, name, now: paths.traffic(name, True, now),
+    "calm": lambda paths, name, now: paths.traffic(name, False, now),
+    "sent": lambda paths, name, now: paths.sent(name, now),
+    "roam": lambda paths, name, now: paths.roamed(name, THERE, now),
+    "call": lambda paths, name, now: paths.signal(name, CallMeMaybe((THERE,), True), now),
+    "unheard": lambda paths, name, now: paths.signal(name, Unheard(), now),
+    "network": lambda paths, now: paths.network_changed(now),
+    "relay up": lambda paths, now: paths.relay(True, "", now),
+    "relay down": lambda paths, now: paths.relay(False, "it is down", now),
+    "always": lambda paths, now: paths.set_policy(Policy(Mode.ALWAYS), now),
+    "auto": lambda paths, now: paths.set_policy(Policy(Mode.AUTO), now),
+}
 
 
 def test_a_peer_without_an_address_to_ask_does_not_wait_with_the_others() -> None:
