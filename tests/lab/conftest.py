@@ -30,6 +30,7 @@ from wirekube.lab.up import CONFIG, CRDS, up, wait_for_mesh
 INTERFACE = "wire_kube"
 PING_SECONDS = 0.02
 ANSWER_SECONDS = 1.5
+POLL_SECONDS = 0.05
 HOST = (
     "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all",
     "ip -o link", "ip -o addr", "nft list ruleset",
@@ -298,7 +299,7 @@ class Mesh:
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
         """Wait for a condition; return the seconds it took, fail with the agents' last words when it does not come."""
         begin = time.monotonic()
-        if not wait.until(condition, seconds):
+        if not wait.until(condition, seconds, POLL_SECONDS):
             words = "\n".join(f"{node}: {self.lab.processes.tail(f'agent-{node}', 4)}" for node in self.lab.nodes)
             pytest.fail(f"not within {seconds} s: {what}\n{words}")
         return time.monotonic() - begin

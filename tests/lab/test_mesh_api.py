@@ -242,3 +242,19 @@ def test_a_status_that_somebody_takes_away_is_written_again(mesh):
         mesh.until(lambda: mesh.all_ready(A, B), 10, "the Peers are ready")
         pings.more(50)
     pings.assert_none_lost()
+
+
+def test_a_node_that_is_deleted_leaves_and_its_host_is_clean(mesh, measured):
+    """The last test of this lab: with the Node goes the agent's token, which is bound to it."""
+    mesh.until(direct(mesh), 30, "all is well before")
+    begin = time.monotonic()
+    mesh.lab.kubectl("delete", "node", B)
+    mesh.until(lambda: mesh.wg(A).peers == {}, 15, f"{B} has left {A}'s WireGuard")
+    left = time.monotonic() - begin
+    mesh.until(lambda: mesh.changes(B) == {}, 30, f"the host of {B} is clean")
+    clean = time.monotonic() - begin
+    measured("a deleted node leaves the others", left, "5 s")
+    measured("a deleted node's host is clean", clean, "5 s")
+    assert left < LEAVE + NOISE
+    assert clean < LEAVE + NOISE
+    assert mesh.lab.agent_pid(B) is not None
