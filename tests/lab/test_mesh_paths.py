@@ -55,6 +55,39 @@ def test_lost_udp_moves_the_pair_to_the_relay_and_back_and_no_endpoint_moves(mes
     assert {node: mesh.wg(node).identity for node in (A, B)} == before
 
 
+def wireguard_alone(mesh, *, blocked):
+    """Lose WireGuard's packets at A's router, by their first word; probes and STUN go on."""
+    table = "table inet test-fault"
+    rules = f"{table}\ndelete {table}\n"
+    if blocked:
+        kinds = "0x01000000, 0x02000000, 0x03000000, 0x04000000"
+        drop = f"meta l4proto udp @th,64,32 {{ {kinds} }} drop"
+        rules += f"{table} {{\n chain c {{\n  type filter hook forward priority -10\n  {drop}\n }}\n}}\n"
+    mesh.net("nat-home-a", "nft -f -", rules)
+
+
+def test_a_path_that_carries_probes_and_no_wireguard_is_left_until_something_changes(mesh, measured):
+    before = {node: mesh.wg(node).identity for node in (A, B)}
+    with mesh.pinging((A, B), (B, A)) as pings:
+        try:
+            wireguard_alone(mesh, blocked=True)
+            left = mesh.until(mesh.both(A, B, "Relayed"), 30, "both sides send by the relay")
+            back = time.monotonic()
+            pings.more(50)
+            assert mesh.states(A, B) == ("Relayed", "Relayed"), "probes are answered still"
+        finally:
+            wireguard_alone(mesh, blocked=False)
+        try:
+            mesh.net(A, "ip addr add 192.168.77.77/32 dev eth0")
+            mesh.until(mesh.both(A, B, "Direct"), 35, "a new address is news to both sides")
+        finally:
+            mesh.net(A, "ip addr del 192.168.77.77/32 dev eth0")
+        pings.more(50)
+    measured("WireGuard filtered, moved to the relay", left, "20 s")
+    pings.assert_none_lost(back + NOISE)
+    assert {node: mesh.wg(node).identity for node in (A, B)} == before
+
+
 def delete_interface(mesh):
     mesh.net(A, "ip link del wire_kube")
 
