@@ -21,7 +21,10 @@ MAX_DATAGRAM = 2048
 BATCH = 64  # datagrams read in one wake-up; the rest waits for the loop's next turn
 RETRANSMIT = (0.15, 0.3, 0.6)  # seconds to wait for an answer to each copy of a request
 
+BUFFER = 4 << 20  # a thousand direct paths are asked, and answer, at once; by default 256 answers fit
+
 _SO_MARK = 36
+_BUFFERS = ((33, socket.SO_RCVBUF), (32, socket.SO_SNDBUF))  # SO_RCVBUFFORCE, SO_SNDBUFFORCE, and without privilege
 
 
 @dataclass
@@ -47,6 +50,7 @@ class ProbeSocket:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         if mark is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+        self._enlarge()
         self._socket.bind(("0.0.0.0", 0))  # noqa: S104 - the wire decides which address a peer reaches us at
         self.port: int = self._socket.getsockname()[1]
         self._loop = asyncio.get_running_loop()
@@ -85,6 +89,13 @@ class ProbeSocket:
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
             self._socket.close()
+
+    def _enlarge(self) -> None:
+        for force, plain in _BUFFERS:
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, force, BUFFER)
+            except PermissionError:
+                self._socket.setsockopt(socket.SOL_SOCKET, plain, BUFFER)
 
     def _drain(self) -> None:
         for _ in range(BATCH):
