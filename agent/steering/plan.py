@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address
 
 from ...api.constants import FWMARK, VIRTUAL_IPV4
@@ -36,6 +37,8 @@ from ...wire.endpoint import Endpoint
 
 TABLE = "wirekube"
 PROBE_MAGIC = 0x574B5002  # `paths.probe.MAGIC`; its first byte is above 4, so that no WireGuard message can match
+
+Elements = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,15 @@ class SteeringPlan:
     probe_port: int
     peers: Mapping[int, PeerSteering]
 
+    @cached_property
+    def maps(self) -> Elements:
+        """Its `elements`, made once: each plan is compared with the one before and the one after."""
+        return elements(self)
+
 
 def plan_of(listen_port: int, probe_port: int, peers: Iterable[PeerSteering]) -> SteeringPlan:
     """Make a plan of entries in any order."""
     return SteeringPlan(listen_port, probe_port, {peer.virtual_port: peer for peer in peers})
-
-
-Elements = dict[str, dict[str, str]]
 
 
 def elements(plan: SteeringPlan) -> Elements:
@@ -102,7 +107,7 @@ def elements(plan: SteeringPlan) -> Elements:
 
 def render(plan: SteeringPlan) -> str:
     """Return one transaction that replaces the whole table."""
-    maps = elements(plan)
+    maps = plan.maps
     return f"""\
 table ip {TABLE}
 delete table ip {TABLE}
@@ -146,7 +151,7 @@ def render_change(old: SteeringPlan, new: SteeringPlan) -> str | None:
     """
     if (old.listen_port, old.probe_port) != (new.listen_port, new.probe_port):
         return None
-    before, after = elements(old), elements(new)
+    before, after = old.maps, new.maps
     lines = []
     for name in before:
         gone = [key for key, value in before[name].items() if after[name].get(key) != value]

@@ -18,7 +18,7 @@ from typing import Any
 
 from ...telemetry.logs import get_logger
 from ...wire.endpoint import Endpoint
-from .plan import TABLE, Elements, PeerSteering, SteeringPlan, elements, render, render_change
+from .plan import TABLE, Elements, PeerSteering, SteeringPlan, render, render_change
 
 log = get_logger("wirekube.agent.steering")
 
@@ -70,7 +70,7 @@ class Steering:
             if self._applied is None:
                 return False
             seen = await read()
-            if seen is not None and seen.rules == self._rules and seen.maps == elements(self._applied):
+            if seen is not None and seen.rules == self._rules and seen.maps == self._applied.maps:
                 return False
             await self._replace(self._applied)
             return True
