@@ -170,7 +170,9 @@ class Agent:
         mesh, own = found
         peers, problems = self._reader.read(snapshot.mesh, snapshot.peers, self._servers())
         for problem in set(problems) - set(self._said):
-            log.warning("left out", peer=problem.peer, reason=problem.reason, message=problem.message)
+            # A key that nobody has judged yet is no fault: the operator's word comes within moments.
+            say = log.info if problem.reason == "KeyNotAccepted" else log.warning
+            say("left out", peer=problem.peer, reason=problem.reason, message=problem.message)
         self._said = problems
         return mesh, own, peers
 
