@@ -140,6 +140,7 @@ def verdict(value: float, aim: float, *, most: bool = False) -> str:
 def a_lab(progress: Progress) -> Iterator[Lab]:
     """A lab whose pairs all work; gone afterwards."""
     lab = Lab(NAME, progress)
+    down(lab)  # what a run that was killed left
     up(lab, NAME)
     try:
         if missing := wait_for_mesh(lab):
