@@ -41,7 +41,6 @@ DIRECT: Final = "direct pair"
 RELAYED: Final = "relayed pair"
 MODES: Final = {DIRECT: ("auto", "Direct"), RELAYED: ("always", "Relayed")}
 TCP_AIMS: Final = {DIRECT: 0.9, RELAYED: 0.5}
-RELAY_AIM: Final = 5.0  # Gbit/s
 RSS_AIM: Final = 90.0  # MiB
 CPU_AIM: Final = 0.005
 
@@ -125,9 +124,10 @@ def relay_lines(results: bench_relay.Results) -> Iterator[str]:
     yield "the relay alone"
     yield from results.lines()
     slowest = min(results.median(feed, pairs) for feed, pairs in results.batched())
-    yield f"  slowest median of those that send batches: {slowest:.2f} Gbit/s   {verdict(slowest, RELAY_AIM)}"
-    lost = results.dropped_below_limit()
-    yield f"  frames that its queues dropped below its limit: {lost}   {verdict(lost, 0, most=True)}"
+    yield f"  slowest median of those that send batches: {slowest:.2f} Gbit/s   {verdict(slowest, bench_relay.AIM)}"
+    lost = results.dropped(bench_relay.AT_AIM)
+    yield f"  frames that its queues dropped{bench_relay.AT_AIM}: {lost}   {verdict(lost, 0, most=True)}"
+    yield f"  frames that its queues dropped{bench_relay.BELOW} limit: {results.dropped(bench_relay.BELOW)}"
 
 
 def verdict(value: float, aim: float, *, most: bool = False) -> str:

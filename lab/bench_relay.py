@@ -37,6 +37,8 @@ MESSAGES: Final = 1000
 START_DEADLINE: Final = 20.0
 NAME: Final = 42
 BELOW: Final = f", at {PACED:.0%} of that"
+AIM: Final = 5.0  # Gbit/s that must pass without a loss
+AT_AIM: Final = f", at {AIM:g} Gbit/s"
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,9 @@ class Results:
         """Yield the unpaced rows whose senders write batches, as agents do."""
         yield from (row for row in self.rates if row[0] in {load.TRAINS.name, load.BATCHES.name})
 
-    def dropped_below_limit(self) -> int:
-        """Return how many frames the relay's queues dropped in all paced runs."""
-        return sum(each.dropped_full for row, rates in self.rates.items() if row[0].endswith(BELOW) for each in rates)
+    def dropped(self, pace: str) -> int:
+        """Return how many frames the relay's queues dropped in all runs of a pace, BELOW or AT_AIM."""
+        return sum(each.dropped_full for row, rates in self.rates.items() if row[0].endswith(pace) for each in rates)
 
 
 def _columns(rates: Sequence[Rate]) -> str:
@@ -254,6 +256,7 @@ def one_round(relay: Relay, results: Results, pairs: Sequence[int], seconds: flo
             if feed is not load.SINGLES:
                 paced = relay_rate(relay, feed, count, seconds, reached.gbit * PACED)
                 results.rates[feed.name + BELOW, count].append(paced)
+                results.rates[feed.name + AT_AIM, count].append(relay_rate(relay, feed, count, seconds, AIM))
     there, back = round_trips(relay)
     results.trips["A to B"] += there
     results.trips["A to B to A"] += back
