@@ -22,8 +22,6 @@ from .state import FILE as STATE_FILE
 from .state import Memory
 from .wireguard.choose import choose_backend
 
-SYSCTL_RECORD = "sysctls.json"
-
 
 class CleanupError(Exception):
     """Not everything could be removed; the message says what and why."""
@@ -58,7 +56,7 @@ async def _clean(config: Config, *, stale: bool) -> str:
     memory = Memory(config.state_dir)
     mesh = parse_mesh(memory.mesh) if memory.mesh else None
     note = handover.read(config.run_dir)
-    host = HostNetwork(None, config.run_dir / SYSCTL_RECORD)
+    host = HostNetwork(None, config.sysctl_record)
     if stale and note is not None and await _is_live(note, host):
         return f"{note.interface} was left alive by a clean stop; it stays"
     named = [note.interface] if note else []

@@ -49,6 +49,11 @@ class Config:
     log_level: str
 
     @property
+    def sysctl_record(self) -> Path:
+        """Where the old values of changed sysctls are kept until they are restored."""
+        return self.run_dir / "sysctls.json"
+
+    @property
     def socket(self) -> Path:
         """Where the agent serves what it knows about each pair."""
         return self.run_dir / "agent.sock"

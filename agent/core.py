@@ -40,7 +40,6 @@ log = get_logger("agent")
 FIRST_ANSWER_SECONDS = 3.0
 RETRY_SECONDS = 5.0
 SAVE_SECONDS = 5.0
-SYSCTL_RECORD = "sysctls.json"
 
 Facts = tuple[MeshFacts, OwnFacts, tuple[PeerFacts, ...]]
 
@@ -61,7 +60,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._reader = PeerFactsReader(config.node)
         self._source = WatchedPeers(config.node, config.kubeconfig, self._urls(), telemetry, self._wake.set)
-        self._host = HostNetwork(None, config.run_dir / SYSCTL_RECORD)
+        self._host = HostNetwork(None, config.sysctl_record)
         self._plane = DataPlane(self._host, config.helper_wait)
         self._publisher = Publisher(self._source, self.view)
         self._key: NodeKey | None = None

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, ip_address, ip_interface
 from ..api.constants import FWMARK, VIRTUAL_IPV4
 from ..wire.endpoint import Endpoint, IPAddress
 from .facts import MeshFacts, OwnFacts, PeerFacts, keepalive_of
+from .relayclient import opens
 from .routing.plan import HostPlan
 from .steering.plan import PeerSteering, SteeringPlan, plan_of
 from .wireguard.device import DeviceConfig, PeerConfig, PeerStats, public_key_of
@@ -71,15 +72,6 @@ def held_ports(endpoints: Mapping[bytes, Endpoint | None]) -> dict[bytes, int]:
     return {
         key: endpoint.port for key, endpoint in endpoints.items() if endpoint is not None and endpoint.ip == VIRTUAL
     }
-
-
-def opens(own: bytes, peer: bytes) -> bool:
-    """Tell whether this side starts the handshake of a pair, by the order of the two public keys.
-
-    Both sides go direct within milliseconds of each other. If both start then, each becomes the other's responder, both
-    answers are for nobody, and WireGuard tries again after 5 s only.
-    """
-    return own < peer
 
 
 def keepalive(own: bytes, peer: PeerFacts, legs: Legs, *, shaken: bool) -> int:

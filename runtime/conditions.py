@@ -69,8 +69,3 @@ def set_condition(
     if old is None:
         return [*conditions, new]
     return [new if c is old else c for c in conditions]
-
-
-def remove_condition(conditions: Iterable[Condition], type: str) -> list[Condition]:
-    """Return the list without the condition of this type."""
-    return [c for c in conditions if c.get("type") != type]

@@ -14,6 +14,7 @@ from .events import (
     RelayUp,
     Signal,
 )
+from .gate import opens
 
 __all__ = [
     "NO_PROXY",
@@ -29,4 +30,5 @@ __all__ = [
     "RelayServer",
     "RelayUp",
     "Signal",
+    "opens",
 ]

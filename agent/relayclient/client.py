@@ -28,7 +28,7 @@ from .events import (
     RelayUp,
     Signal,
 )
-from .gate import Backoff, Gate, Rng, is_initiation, is_response
+from .gate import Backoff, Gate, Rng, is_initiation, is_response, opens
 from .proxy import Batch, Proxy
 from .session import Registered, Session, register
 
@@ -153,7 +153,7 @@ class RelayClient:
 
     def goes_first(self, key: bytes) -> bool:
         """Tell whether our initiation goes before this peer's: of two that cross, both are lost."""
-        return self._public < key
+        return opens(self._public, key)
 
     def take_held(self, key: bytes) -> bytes | None:
         """Return the held handshake message and forget it, for sending it on another leg."""

@@ -29,6 +29,15 @@ def is_response(packet: memoryview | bytes) -> bool:
     return len(packet) == RESPONSE_SIZE and bytes(packet[:4]) == RESPONSE
 
 
+def opens(own: bytes, peer: bytes) -> bool:
+    """Tell whether this side starts the handshake of a pair, by the order of the two public keys.
+
+    Both sides go direct within milliseconds of each other. If both start then, each becomes the other's responder, both
+    answers are for nobody, and WireGuard tries again after 5 s only.
+    """
+    return own < peer
+
+
 class Gate:
     """Holds a peer's packets back until the peer is present and its agent knows our key.
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,21 +18,12 @@ from wirekube.lab.controlplane.binaries import wireguard_go
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 NAME = f"wkf{os.getpid() % 100000}"
-CLONE_NEWNET = 0x40000000
 
 
 @pytest.fixture
-def namespace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put this thread into a network namespace of the test's own."""
+def namespace(network_namespace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace of the test's own, and the wireguard-go that was built."""
     monkeypatch.setenv("WIREKUBE_WIREGUARD_GO", str(wireguard_go()))
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    try:
-        assert libc.unshare(CLONE_NEWNET) == 0
-        yield
-    finally:
-        assert libc.setns(before, CLONE_NEWNET) == 0
-        os.close(before)
 
 
 def shown() -> str:

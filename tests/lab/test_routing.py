@@ -2,7 +2,6 @@
 """HostNetwork against a real kernel, in a network namespace of the test's own."""
 
 import asyncio
-import ctypes
 import json
 import os
 import subprocess
@@ -18,7 +17,6 @@ from wirekube.agent.routing.plan import HostPlan
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 MESH, LAN = "wkrtmesh", "wkrtlan"
-CLONE_NEWNET = 0x40000000
 PROC = Path("/proc/sys/net")
 PLAN = HostPlan(
     MESH,
@@ -30,35 +28,21 @@ PLAN = HostPlan(
 )
 
 
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
 def ip(*words):
     return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
-def namespace():
-    """A new network namespace for this thread, with a LAN and a link that stands for WireGuard's."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    try:
-        if libc.unshare(CLONE_NEWNET):
-            pytest.skip(f"unshare: {os.strerror(ctypes.get_errno())}")
-        ip("link", "set", "lo", "up")
-        ip("link", "add", LAN, "type", "veth", "peer", "name", "wkrtpeer")
-        ip("link", "set", "wkrtpeer", "up")
-        ip("link", "set", LAN, "up")
-        ip("addr", "add", "10.9.0.1/24", "dev", LAN)
-        ip("addr", "add", "fd09::1/64", "dev", LAN, "nodad")
-        ip("link", "add", MESH, "type", "veth", "peer", "name", "wkrtfar")
-        ip("link", "set", "wkrtfar", "up")
-        yield
-    finally:
-        assert libc.setns(before, CLONE_NEWNET) == 0
-        os.close(before)
+def namespace(network_namespace):
+    """A LAN, and a link that stands for WireGuard's."""
+    ip("link", "set", "lo", "up")
+    ip("link", "add", LAN, "type", "veth", "peer", "name", "wkrtpeer")
+    ip("link", "set", "wkrtpeer", "up")
+    ip("link", "set", LAN, "up")
+    ip("addr", "add", "10.9.0.1/24", "dev", LAN)
+    ip("addr", "add", "fd09::1/64", "dev", LAN, "nodad")
+    ip("link", "add", MESH, "type", "veth", "peer", "name", "wkrtfar")
+    ip("link", "set", "wkrtfar", "up")
 
 
 @pytest.fixture

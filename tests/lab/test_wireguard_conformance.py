@@ -7,7 +7,6 @@ instead of a skip.
 
 import asyncio
 import base64
-import ctypes
 import os
 import secrets
 import socket
@@ -36,30 +35,10 @@ from wirekube.wire.endpoint import Endpoint
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 NAME = f"wkc{os.getpid() % 100000}"
-CLONE_NEWNET = 0x40000000
-
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture
-def namespace():
-    """Put this thread into a new network namespace for the test."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    try:
-        if libc.unshare(CLONE_NEWNET):
-            pytest.skip(f"unshare: {os.strerror(ctypes.get_errno())}")
-        yield
-    finally:
-        assert libc.setns(before, CLONE_NEWNET) == 0
-        os.close(before)
 
 
 @pytest.fixture(params=["kernel", "userspace"])
-async def backend(request, namespace):
+async def backend(request, network_namespace):
     if request.param == "kernel":
         if not await kernel_has_wireguard("wkcprobe"):
             assert os.environ.get("WIREKUBE_TEST_KERNEL") != "1", "the kernel has no WireGuard"
@@ -270,7 +249,7 @@ async def test_a_foreign_interface_is_refused_and_left_alone(backend, words):
     assert NAME in ip("link", "show")
 
 
-async def test_an_interface_of_the_kernel_is_foreign_to_userspace(namespace):
+async def test_an_interface_of_the_kernel_is_foreign_to_userspace(network_namespace):
     if not await kernel_has_wireguard("wkcprobe"):
         pytest.skip("the kernel has no WireGuard")
     await KernelBackend().ensure(NAME, 1420)
@@ -285,7 +264,7 @@ async def test_the_chosen_backend_adopts_what_exists(backend):
     assert (await choose_backend(NAME)).kind == backend.kind
 
 
-async def test_a_stale_socket_is_removed(namespace):
+async def test_a_stale_socket_is_removed(network_namespace):
     if find_binary() is None:
         pytest.skip("no wireguard-go (WIREKUBE_WIREGUARD_GO)")
     userspace = UserspaceBackend()
@@ -301,7 +280,7 @@ async def test_a_stale_socket_is_removed(namespace):
     assert not path.exists()
 
 
-async def test_without_a_program_the_error_says_so(namespace, monkeypatch):
+async def test_without_a_program_the_error_says_so(network_namespace, monkeypatch):
     if await kernel_has_wireguard("wkcprobe"):
         pytest.skip("the kernel has WireGuard")
     monkeypatch.setenv("WIREKUBE_WIREGUARD_GO", str(Path("/nonexistent/program")))
