@@ -161,13 +161,6 @@ class PeerFactsReader:
         return tuple(facts for _, facts in self._known.values()), effective.problems
 
 
-def parse_peers(
-    mesh: Object | None, peers: Iterable[Object], own: str
-) -> tuple[tuple[PeerFacts, ...], tuple[Problem, ...]]:
-    """Read all other Peers once, see `PeerFactsReader.read`."""
-    return PeerFactsReader(own).read(mesh, peers)
-
-
 def _same(one: EffectivePeer, other: EffectivePeer) -> bool:
     return one.peer is other.peer and (one.addresses, one.networks) == (other.addresses, other.networks)
 

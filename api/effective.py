@@ -73,18 +73,6 @@ class EffectivePeers:
         return self._last[2]
 
 
-def effective_peers(mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()) -> Effective:
-    """Decide once, see `EffectivePeers.decide`."""
-    return EffectivePeers().decide(mesh, peers, servers)
-
-
-def effective_peers_unjudged(
-    mesh: Object | None, peers: Iterable[Object], servers: Iterable[Address] = ()
-) -> Effective:
-    """Decide once, and admit Peers whose key nobody has judged yet."""
-    return EffectivePeers(unjudged=True).decide(mesh, peers, servers)
-
-
 def mesh_ranges(mesh: Object | None) -> tuple[Network, ...]:
     """Return the ranges in force of a Mesh; none when there is no Mesh or it is malformed."""
     return reservations(mesh).mesh

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv6Address
 from typing import Final
 
 from ..wire.endpoint import Endpoint
+from ..wire.stun import BINDING_ERROR, BINDING_REQUEST, COOKIE, HEADER, encode_success
 from .counters import Counters
 
-COOKIE: Final = 0x2112A442
-BINDING_REQUEST: Final = 0x0001
-BINDING_SUCCESS: Final = 0x0101
-BINDING_ERROR: Final = 0x0111
-XOR_MAPPED_ADDRESS: Final = 0x0020
 ERROR_CODE: Final = 0x0009
 UNKNOWN_ATTRIBUTES: Final = 0x000A
 # Required attributes of RFC 8489 that a responder without credentials reads past.
 _UNDERSTOOD: Final = frozenset((0x0006, 0x0008, 0x0014, 0x0015, 0x001C, 0x001D, 0x001E))
 _MAX_REQUEST: Final = 1500
 _BATCH: Final = 64
-_HEADER = struct.Struct("!HHI12s")
 _IP_PKTINFO: Final = 8
 _IPV6_RECVPKTINFO: Final = 49
 _IPV6_PKTINFO: Final = 50
@@ -36,15 +30,16 @@ def respond(request: bytes, source: Endpoint) -> bytes | None:
     """Return the answer to a datagram, or None when it is no Binding request of RFC 8489. Total over garbage."""
     if not 20 <= len(request) <= _MAX_REQUEST:
         return None
-    kind, length, cookie, transaction = _HEADER.unpack_from(request)
+    kind, length, cookie, transaction = HEADER.unpack_from(request)
     if kind != BINDING_REQUEST or cookie != COOKIE or length % 4 or length + 20 != len(request):
         return None
     unknown = _unknown_attributes(request)
     if unknown is None:
         return None
     if unknown:
-        return _message(BINDING_ERROR, transaction, _unknown_error(unknown[:8]))
-    return _message(BINDING_SUCCESS, transaction, _xor_mapped(source, transaction))
+        error = _unknown_error(unknown[:8])
+        return HEADER.pack(BINDING_ERROR, len(error), COOKIE, transaction) + error
+    return encode_success(transaction, source)
 
 
 def _unknown_attributes(request: bytes) -> list[int] | None:
@@ -59,19 +54,6 @@ def _unknown_attributes(request: bytes) -> list[int] | None:
         if kind < 0x8000 and kind not in _UNDERSTOOD:
             unknown.append(kind)
     return unknown
-
-
-def _message(kind: int, transaction: bytes, attributes: bytes) -> bytes:
-    return _HEADER.pack(kind, len(attributes), COOKIE, transaction) + attributes
-
-
-def _xor_mapped(source: Endpoint, transaction: bytes) -> bytes:
-    address = source.ip.packed
-    mask = COOKIE.to_bytes(4, "big") + transaction
-    masked = bytes(a ^ b for a, b in zip(address, mask, strict=False))
-    family = 2 if isinstance(source.ip, IPv6Address) else 1
-    head = struct.pack("!HHxBH", XOR_MAPPED_ADDRESS, 4 + len(address), family, source.port ^ (COOKIE >> 16))
-    return head + masked
 
 
 def _unknown_error(unknown: list[int]) -> bytes:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wirekube.agent import plan
-from wirekube.agent.facts import MeshFacts, PeerFacts, Problem, keepalive_of, parse_mesh, parse_peers
+from wirekube.agent.facts import MeshFacts, PeerFacts, PeerFactsReader, Problem, keepalive_of, parse_mesh
 from wirekube.agent.paths.model import Mode, NatFacts, Policy
 from wirekube.agent.plan import FIRST_PORT, Legs, allocate_ports, device_config, held_ports, steering_plan
 from wirekube.agent.steering.plan import PeerSteering
@@ -37,7 +37,7 @@ def peer(number: int, *candidates: str, **status: Any) -> dict[str, Any]:
 
 
 def facts(*objects: dict[str, Any]) -> dict[str, PeerFacts]:
-    found, _ = parse_peers(MESH, objects, "n0")
+    found, _ = PeerFactsReader("n0").read(MESH, objects)
     return {each.name: each for each in found}
 
 

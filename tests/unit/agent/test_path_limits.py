@@ -8,7 +8,7 @@ import base64
 from ipaddress import ip_network
 from typing import Any
 
-from wirekube.agent.facts import MeshFacts, parse_mesh, parse_peers
+from wirekube.agent.facts import MeshFacts, PeerFactsReader, parse_mesh
 from wirekube.agent.pathdriver import PathDriver
 from wirekube.telemetry import noop
 from wirekube.wire.endpoint import Endpoint
@@ -32,7 +32,7 @@ def mesh(**status: Any) -> MeshFacts:
 async def test_candidates_in_the_clusters_own_ranges_are_not_tried() -> None:
     listed = [{"endpoint": each, "type": "host"} for each in (POD, SERVICE, MESH_OWN, GOOD)]
     status = {"publicKey": base64.b64encode(bytes([1]) * 32).decode(), "candidates": listed}
-    (facts,), _ = parse_peers(None, [{"metadata": {"name": "n1"}, "status": status}], "n0")
+    (facts,), _ = PeerFactsReader("n0").read(None, [{"metadata": {"name": "n1"}, "status": status}])
     driver = PathDriver(bytes([2]) * 32, NoRelay(), noop(), "n0", steer=lambda: None, changed=lambda _: None)  # type: ignore[arg-type]
     try:
         tried = []

@@ -11,11 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wirekube.api.effective import EffectivePeers, effective_peers, effective_peers_unjudged
+from wirekube.api.effective import Effective, EffectivePeers
 from wirekube.api.intervals import Intervals
 
 Object = dict[str, Any]
 MESH: Object = {"metadata": {"name": "default"}, "status": {"meshCIDRs": ["198.18.0.0/16", "fd00:1:2::/48"]}}
+
+
+def effective_peers(*arguments: Any) -> Effective:
+    return EffectivePeers().decide(*arguments)
+
+
+def effective_peers_unjudged(*arguments: Any) -> Effective:
+    return EffectivePeers(unjudged=True).decide(*arguments)
 
 
 def key(number: int) -> str:
