@@ -7,6 +7,7 @@ thing that it opens.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ RELAYED_SECONDS = 1.5  # that its ping goes on over the relay is to be seen
 HEAL_SECONDS = 40.0
 MOST_GAP_SECONDS = 3.0  # the design's bound of 2 s, and a second of a busy machine's noise
 SECOND_PROBER = 1000
+STATUS_SECONDS, STATUS_POLL_SECONDS = 25.0, 0.5
 POLL_SECONDS = 0.1
 KUBECTL_SECONDS = 0.5  # it costs 0.1 s of a processor each time, while agents start
 
@@ -105,8 +107,9 @@ def _demo(lab: Lab) -> list[str]:
             running.close()
             prober.close()
         details.append(f"{sum(pair.settled() for pair in pairs)} of {len(pairs)} pairs have the path that they should")
+    faults = _until_kubectl_agrees(lab)
     _show(lab, pairs)
-    faults = dead_agents(lab) + [fault for pair in pairs for fault in pair.faults()]
+    faults += dead_agents(lab) + [fault for pair in pairs for fault in pair.faults()]
     pair = next((each for each in pairs if each.settled() and _breakable(lab, each)), None)
     if pair is None:
         return [*faults, "there is no direct pair behind two routers to break"]
@@ -187,6 +190,29 @@ def _first(flows: list[Flow], began: float) -> float | None:
     times = [flow.first_answer() for flow in flows]
     known = [each for each in times if each is not None]
     return max(0.0, max(known) - began) if known and len(known) == len(times) else None
+
+
+def _until_kubectl_agrees(lab: Lab) -> list[str]:
+    """Wait until each Peer counts its paths as its agent does: a status is written at most once in 15 s."""
+    with lab.progress.step("status"):
+        agrees = wait.until(lambda: not _disagreeing(lab), STATUS_SECONDS, STATUS_POLL_SECONDS)
+    return [] if agrees else [f"kubectl does not show what the agent of {name} says" for name in _disagreeing(lab)]
+
+
+def _disagreeing(lab: Lab) -> list[str]:
+    """Return the nodes whose Peer counts other paths than their agent."""
+    shown = {
+        peer["metadata"]["name"]: (peer.get("status") or {}).get("peers") or {}
+        for peer in json.loads(lab.kubectl("get", "wirekubepeers", "-o", "json"))["items"]
+    }
+    wrong = []
+    for node in lab.topology.nodes:
+        report = lab.report(node.name)
+        states = [view.state for view in report.pairs.values()] if report is not None else []
+        counts = {"direct": states.count(DIRECT), "relayed": states.count(RELAYED)}
+        if not states or any(shown.get(node.name, {}).get(name) != count for name, count in counts.items()):
+            wrong.append(node.name)
+    return wrong
 
 
 def _show(lab: Lab, pairs: list[PairResult]) -> None:
