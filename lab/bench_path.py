@@ -26,7 +26,7 @@ from .netns import NetworkError
 from .processes import ProcessError
 from .progress import Progress
 from .state import LabError
-from .tcp import BareTunnel, throughput
+from .tcp import BareTunnel, Stream, throughput
 from .topology import TopologyError
 from .up import up, wait_for_mesh
 
@@ -69,27 +69,27 @@ def _is(lab: Lab, state: str) -> bool:
     return reports.states(_two(lab), SOURCE, TARGET) == (state, state)
 
 
-def one_round(lab: Lab, bare: BareTunnel, samples: Samples, seconds: int) -> None:
+def one_round(lab: Lab, bare: BareTunnel, samples: Samples, stream: Stream) -> None:
     """Measure each kind of path once.
 
     Raises:
         LabError: a path was not what it should be, before or after.
     """
     address = lab.mesh_addresses()[TARGET][0]
-    samples.setdefault(BARE, []).append(throughput(lab, SOURCE, TARGET, bare.addresses[TARGET], seconds))
+    samples.setdefault(BARE, []).append(throughput(lab, SOURCE, TARGET, bare.addresses[TARGET], stream))
     for kind in (DIRECT, RELAYED):
         switch(lab, kind)
-        samples.setdefault(kind, []).append(throughput(lab, SOURCE, TARGET, address, seconds))
+        samples.setdefault(kind, []).append(throughput(lab, SOURCE, TARGET, address, stream))
         if not _is(lab, MODES[kind][1]):
             raise LabError(f"the {kind} did not stay so: {reports.states(_two(lab), SOURCE, TARGET)}")
 
 
-def measure_paths(lab: Lab, rounds: int, seconds: int) -> Samples:
+def measure_paths(lab: Lab, rounds: int, stream: Stream) -> Samples:
     """Run the rounds, with a line of progress for each."""
     bare, samples = BareTunnel(lab, SOURCE, TARGET), Samples()
     for number in range(rounds):
         with lab.progress.step(f"round {number + 1} of {rounds}") as details:
-            one_round(lab, bare, samples, seconds)
+            one_round(lab, bare, samples, stream)
             details.extend(f"{kind} {each[-1]:.0f}" for kind, each in samples.items())
     switch(lab, DIRECT)
     return samples
@@ -150,16 +150,17 @@ def a_lab(progress: Progress) -> Iterator[Lab]:
         down(lab)
 
 
-def run(rounds: int, seconds: int, idle_seconds: float) -> None:
+def run(rounds: int, stream: Stream, idle_seconds: float) -> None:
     """Measure everything and print it."""
     progress = Progress()
     with a_lab(progress) as lab:
-        samples = measure_paths(lab, rounds, seconds)
+        samples = measure_paths(lab, rounds, stream)
         with progress.step(f"idle for {idle_seconds:.0f} s"):
             time.sleep(SETTLE_SECONDS)
             cost = idle.watch(lab, idle_seconds)
     with progress.step("the relay alone"):
         results = bench_relay.measure(rounds, 1.0, bench_relay.PAIRS)
+    print(f"\nTCP streams of {stream.seconds} s with {stream.congestion}", flush=True)
     for lines in (path_lines(samples), relay_lines(results), idle_lines(cost)):
         print("", *lines, sep="\n")
 
@@ -173,10 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("bench_path", description="How fast paths are and what an idle mesh costs.")
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are printed")
     parser.add_argument("--seconds", type=int, default=3, help="of each TCP stream")
+    parser.add_argument("--congestion", default="cubic", help="congestion control of the streams")
     parser.add_argument("--idle", type=float, default=60.0, metavar="SECONDS", help="how long the lab is left alone")
     options = parser.parse_args(arguments)
     try:
-        run(options.rounds, options.seconds, options.idle)
+        run(options.rounds, Stream(options.seconds, options.congestion), options.idle)
     except (BinariesMissing, LabError, NetworkError, ProcessError, TopologyError, RuntimeError) as error:
         print(f"bench_path: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ import os
 import select
 import subprocess
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from ..wire.relay import public_key
@@ -67,7 +68,21 @@ class BareTunnel:
             raise LabError(f"{node}: wg set {INTERFACE}: {done.stderr.strip()}")
 
 
-def throughput(lab: Lab, source: str, target: str, address: str, seconds: int) -> float:
+@dataclass(frozen=True)
+class Stream:
+    """One TCP stream.
+
+    Attributes:
+        seconds: that count.
+        congestion: the sender's congestion control. Hosts differ in their default, and bbr's pacing costs processor
+            time; cubic is the kernel's own.
+    """
+
+    seconds: int = 3
+    congestion: str = "cubic"
+
+
+def throughput(lab: Lab, source: str, target: str, address: str, stream: Stream) -> float:
     """Send one TCP stream from node to node; return what arrived, Mbit/s. The first second does not count.
 
     Raises:
@@ -77,7 +92,17 @@ def throughput(lab: Lab, source: str, target: str, address: str, seconds: int) -
     server = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         _until_listening(server)
-        options = ["--time", str(seconds), "--omit", str(OMIT_SECONDS), "--json", "--connect-timeout", "5000"]
+        options = [
+            "--congestion",
+            stream.congestion,
+            "--time",
+            str(stream.seconds),
+            "--omit",
+            str(OMIT_SECONDS),
+            "--json",
+            "--connect-timeout",
+            "5000",
+        ]
         answer = json.loads(lab.exec(source, "iperf3", "--client", address, *options, check=False).stdout or "{}")
         if "end" not in answer or "error" in answer:
             raise LabError(f"iperf3 from {source} to {target}: {answer.get('error', 'no answer')}")
