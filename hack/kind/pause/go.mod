@@ -1,0 +1,3 @@
+module wirekube.io/hack/kind/pause
+
+go 1.24
