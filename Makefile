@@ -7,10 +7,10 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -p no:cacheprovider
 .DEFAULT_GOAL := help
 
-.PHONY: help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay wheel clean
+.PHONY: kind-up kind-down e2e help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay wheel clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install Debian packages, the Python environment and the control plane (first run about 6 minutes, then seconds)
 	@hack/setup
@@ -46,6 +46,16 @@ test: setup lint unit integration lab-test vm-test ## Everything, as CI runs it
 
 demo: setup ## Six nodes behind different NATs join a mesh; every pair is pinged, a direct path is broken and healed
 	@$(BIN)/wirekube lab demo
+
+kind-up: ## A kind cluster with NAT between its nodes (FLAT=1: without); see hack/kind/cluster
+	@hack/setup kind
+	@hack/kind/cluster up $(if $(FLAT),--flat)
+
+kind-down: ## Remove the kind cluster and all that was started for it
+	@hack/kind/cluster down
+
+e2e: ## Tests against a real cluster: that of kind-up, or the one that KUBECONFIG names
+	@hack/e2e
 
 down: python ## Remove what a demo or a lab left
 	@$(BIN)/wirekube lab down --all

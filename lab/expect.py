@@ -25,7 +25,12 @@ def allowed_paths(topology: Topology, first: str, second: str) -> frozenset[str]
     routers = {topology.router_of(node) for node in nodes}
     if len(routers) == 1 and None not in routers:
         return frozenset((DIRECT,))  # neighbours in one LAN
-    kinds = {topology.nat_of(node) for node in nodes}
+    return allowed_by_nat(*(topology.nat_of(node) for node in nodes))
+
+
+def allowed_by_nat(first: Nat, second: Nat) -> frozenset[str]:
+    """Return the states that two nodes behind different routers may end in."""
+    kinds = {first, second}
     if Nat.UDP_BLOCKED in kinds or kinds == {Nat.SYMMETRIC}:
         return frozenset((RELAYED,))
     if kinds == {Nat.SYMMETRIC, Nat.EIM_APDF}:

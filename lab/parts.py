@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ SERVICE_API = f"https://{API_SERVICE}:443"
 PYTHON = (sys.executable, "-m")
 
 
-def stun_server(folder: Path) -> list[str]:
+def stun_server(folder: Path, addresses: Sequence[IPv4Address] = STUN_ADDRESSES) -> list[str]:
     """Return coturn's command: two addresses, two ports each, so that it can show every kind of NAT."""
-    listen = [word for address in STUN_ADDRESSES for word in ("-L", str(address))]
+    listen = [word for address in addresses for word in ("-L", str(address))]
     return [
         "turnserver", "-n", "--stun-only", "--no-auth", "--no-cli", "--no-tls", "--no-dtls", *listen,
         "-p", str(STUN_PORT), "--alt-listening-port", str(STUN_PORT + 1),

@@ -7,8 +7,9 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from ipaddress import IPv4Address
 
 from ..wire import stun
 from .netns import inside
@@ -34,7 +35,9 @@ def missing_tools(names: Iterable[str]) -> list[str]:
     return [name for name in names if shutil.which(name) is None]
 
 
-def until_stun_answers(namespace: str, last_words: Callable[[], str]) -> None:
+def until_stun_answers(
+    namespace: str, last_words: Callable[[], str], addresses: Sequence[IPv4Address] = STUN_ADDRESSES
+) -> None:
     """Wait until the STUN server answers from both addresses, and from the other address and port when asked to.
 
     The last comes a moment later than the first; who asks in between takes the NAT for a stricter one.
@@ -44,7 +47,7 @@ def until_stun_answers(namespace: str, last_words: Callable[[], str]) -> None:
     """
     with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         asker.settimeout(0.1)
-        for address in STUN_ADDRESSES:
+        for address in addresses:
             for changed in (False, True):
                 if not until(partial(_answers, asker, (str(address), STUN_PORT), changed), STUN_SECONDS):
                     raise LabError(f"the STUN server does not answer on {address}: {last_words()}")
