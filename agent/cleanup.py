@@ -67,7 +67,7 @@ async def _clean(config: Config, *, stale: bool) -> str:
     if stale:
         return "the host is clean"
     _remove_files(config.state_dir, STATE_FILE, keys.FILE)
-    _remove_files(config.run_dir, config.socket.name)
+    _remove_files(config.run_dir, config.socket.name, config.helper.name)
     return "the host is clean, and this node's key is gone"
 
 

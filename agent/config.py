@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..api.constants import ENV_APISERVER, ENV_NODE_NAME, RUN_DIR, STATE_DIR
 from ..telemetry.logs import LEVELS
+from .wireguard.helper import FIFO
 
 DEFAULT_HEALTH = "127.0.0.1:9586"  # loopback: the agent shares the host's network, and metrics name every node
 HOST_RESOLV_CONFS = ("/host/etc/resolv.conf", "/host/run/systemd/resolve/resolv.conf")
@@ -33,7 +34,6 @@ class Config:
         health: address and port of /healthz, /readyz and /metrics.
         resolv_conf: resolver of the pod, which knows cluster names.
         host_resolv_confs: resolvers of the host, which work before the mesh does; absent files are skipped.
-        helper_wait: seconds to wait for a wireguard-go that another container runs, where there is none here.
         log_level: debug, info, warning or error.
     """
 
@@ -45,7 +45,6 @@ class Config:
     health: tuple[str, int]
     resolv_conf: Path
     host_resolv_confs: tuple[Path, ...]
-    helper_wait: float
     log_level: str
 
     @property
@@ -57,6 +56,11 @@ class Config:
     def socket(self) -> Path:
         """Where the agent serves what it knows about each pair."""
         return self.run_dir / "agent.sock"
+
+    @property
+    def helper(self) -> Path:
+        """Where a helper container is asked for a WireGuard process, on a node whose kernel has no WireGuard."""
+        return self.run_dir / FIFO.name
 
 
 def from_environment(environment: Mapping[str, str]) -> Config:
@@ -82,19 +86,8 @@ def from_environment(environment: Mapping[str, str]) -> Config:
         health=_address(environment.get("WIREKUBE_METRICS", DEFAULT_HEALTH)),
         resolv_conf=Path("/etc/resolv.conf"),
         host_resolv_confs=tuple(Path(path) for path in HOST_RESOLV_CONFS),
-        helper_wait=_seconds(environment.get("WIREKUBE_HELPER_WAIT", "0")),
         log_level=_level(environment.get("WIREKUBE_LOG_LEVEL", "info")),
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 3600:
-        raise ConfigError(f"WIREKUBE_HELPER_WAIT={text!r} must be seconds, 0 to 3600")
-    return seconds
 
 
 def _level(text: str) -> str:

@@ -61,7 +61,7 @@ class Agent:
         self._reader = PeerFactsReader(config.node)
         self._source = WatchedPeers(config.node, config.kubeconfig, self._urls(), telemetry, self._wake.set)
         self._host = HostNetwork(None, config.sysctl_record)
-        self._plane = DataPlane(self._host, config.helper_wait)
+        self._plane = DataPlane(self._host, config.helper)
         self._publisher = Publisher(self._source, self.view)
         self._key: NodeKey | None = None
         self._member: Member | None = None

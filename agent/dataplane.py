@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..api.constants import FWMARK, VIRTUAL_IPV4
 from ..telemetry.logs import get_logger
@@ -25,6 +26,7 @@ from .steering.plan import PeerSteering
 from .wireguard.backend import Backend, BackendError, ForeignInterface
 from .wireguard.choose import choose_backend
 from .wireguard.device import Device, PeerStats, diff
+from .wireguard.helper import FIFO
 from .wireguard.kernel import KernelBackend
 from .wireguard.rtnl import NetlinkError
 from .wireguard.userspace import UserspaceBackend
@@ -104,7 +106,7 @@ class DataPlane:
 
     Args:
         host: routing of this network namespace.
-        helper_wait: seconds to wait for a wireguard-go that somebody else starts; see `choose_backend`.
+        fifo: where a helper is asked for a WireGuard process; see `choose_backend`.
 
     Attributes:
         ports: virtual port by public key.
@@ -113,8 +115,8 @@ class DataPlane:
         problems: what the host refused, for people; the rest works.
     """
 
-    def __init__(self, host: HostNetwork, helper_wait: float = 0.0) -> None:
-        self._host, self._helper_wait = host, helper_wait
+    def __init__(self, host: HostNetwork, fifo: Path = FIFO) -> None:
+        self._host, self._fifo = host, fifo
         self._steering = table.Steering()
         self._sources = Sources()
         self._backend: Backend | None = None
@@ -140,7 +142,7 @@ class DataPlane:
             BackendError: there is no WireGuard, no permission, or the name is somebody else's.
             SteeringError: nft is missing or not permitted.
         """
-        backend = await choose_backend(interface, self._helper_wait)
+        backend = await choose_backend(interface, self._fifo)
         if await _is_foreign(backend, interface):
             raise ForeignInterface(interface, "a WireGuard that was set up by somebody else")
         self._backend = backend

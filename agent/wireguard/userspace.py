@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """WireGuard in a process of its own (wireguard-go), spoken to over its UAPI socket.
 
-The process puts itself into the background and outlives the agent, so a restart of the agent finds the tunnels as they
-were. The socket is a file: it reaches a process in any network namespace, so an answer alone does not prove that the
+The agent starts it where it finds the program, else asks the container beside its own for it (`helper.py`). Either way
+it outlives the agent, so a restart of the agent finds the tunnels as they were. The socket is a file: it reaches a process in any network namespace, so an answer alone does not prove that the
 interface is one of this namespace; the link is looked up too.
 """
 
@@ -18,6 +18,7 @@ from typing import Final
 
 import anyio
 
+from . import helper
 from .backend import BackendError, ForeignInterface, delete_link, find_link, set_link
 from .device import Device, DeviceChange, PeerStats
 from .rtnl import AsyncIPRoute
@@ -41,15 +42,14 @@ class UserspaceBackend:
 
     Args:
         socket_dir: where the program puts its sockets; compiled into it.
-        helper_wait: seconds to wait for the socket of a process that somebody else starts, when there is no program
-            here (0: do not wait).
+        fifo: where the helper listens that is asked when there is no program here.
     """
 
     kind = "userspace"
 
-    def __init__(self, socket_dir: Path = SOCKET_DIR, helper_wait: float = 0.0) -> None:
+    def __init__(self, socket_dir: Path = SOCKET_DIR, fifo: Path = helper.FIFO) -> None:
         self._dir = socket_dir
-        self._helper_wait = helper_wait
+        self._fifo = fifo
 
     async def ensure(self, name: str, mtu: int) -> bool:
         """See Backend.ensure. A socket that nobody listens on is removed before the program starts."""
@@ -127,15 +127,24 @@ class UserspaceBackend:
         """Start the program and wait until its socket answers."""
         await self._remove_stale(name)
         binary = find_binary()
-        if binary is None and not self._helper_wait:
-            raise BackendError(no_binary())
         if binary is not None:
             await _launch(binary, name)
+        else:
+            await self._ask(name)
         try:
-            with anyio.fail_after(START_DEADLINE if binary else self._helper_wait):
+            with anyio.fail_after(START_DEADLINE):
                 await self._until(name, answering=True)
         except TimeoutError:
-            raise BackendError(f"no WireGuard process answered on {self._path(name)} in time") from None
+            hint = "" if binary else f": see the log of the container {helper.CONTAINER} of the agent's pod"
+            raise BackendError(f"no WireGuard process answered on {self._path(name)} in time{hint}") from None
+
+    async def _ask(self, name: str) -> None:
+        if (problem := tun_missing()) is not None:
+            raise BackendError(problem)
+        try:
+            await helper.ask(self._fifo, name)
+        except helper.NoHelper as error:
+            raise BackendError(no_wireguard(self._fifo)) from error
 
     async def _transact(self, name: str, request: bytes) -> bytes:
         """Send one request and return the whole answer."""
@@ -177,9 +186,20 @@ async def _launch(binary: str, name: str) -> None:
         raise BackendError(tun_problem() or f"{binary} {name} ended with status {done.returncode}")
 
 
-def no_binary() -> str:
-    """Return the line that says what is missing."""
-    return f"the kernel has no WireGuard and there is no wireguard-go (PATH, or the path in {ENV_BINARY})"
+def no_wireguard(fifo: Path) -> str:
+    """Return the line that says what is missing, and what helps."""
+    return (
+        f"the kernel has no WireGuard, there is no wireguard-go here (PATH, or the path in {ENV_BINARY}), and no helper "
+        f"container listens on {fifo}: load the module wireguard, or see why the container {helper.CONTAINER} of the "
+        "agent's pod does not run"
+    )
+
+
+def tun_missing() -> str | None:
+    """Return what to do when the host has no tun device, else None."""
+    if TUN.exists():
+        return None
+    return f"the kernel has no WireGuard, and {TUN} is missing, which wireguard-go needs: load the module tun"
 
 
 def tun_problem() -> str | None:

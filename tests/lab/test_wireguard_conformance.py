@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from wirekube.agent.wireguard import helper
 from wirekube.agent.wireguard.backend import BackendError, ForeignInterface
 from wirekube.agent.wireguard.choose import choose_backend
 from wirekube.agent.wireguard.device import (
@@ -280,9 +281,10 @@ async def test_a_stale_socket_is_removed(network_namespace):
     assert not path.exists()
 
 
-async def test_without_a_program_the_error_says_so(network_namespace, monkeypatch):
+async def test_without_a_program_the_error_says_so(network_namespace, monkeypatch, tmp_path):
     if await kernel_has_wireguard("wkcprobe"):
         pytest.skip("the kernel has WireGuard")
     monkeypatch.setenv("WIREKUBE_WIREGUARD_GO", str(Path("/nonexistent/program")))
+    monkeypatch.setattr(helper, "PATIENCE", 0.1)
     with pytest.raises(BackendError, match="no wireguard-go"):
-        await choose_backend(NAME)
+        await (await choose_backend(NAME, tmp_path / "userspace")).ensure(NAME, 1420)
