@@ -221,7 +221,7 @@ def unregistered(seconds, node, text):
     headers, end = {"Authorization": f"Bearer {(folder / 'token').read_text()}"}, time.monotonic() + float(seconds)
     while time.monotonic() < end:
         try:
-            urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=2, context=trust).close()  # noqa: S310
+            urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=2, context=trust).close()
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return send("SIGTERM", text)
