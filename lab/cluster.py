@@ -64,9 +64,9 @@ class Cluster:
         """Apply objects."""
         self.run("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
 
-    def patch(self, kind: str, name: str, patch: Object, *words: str) -> None:
-        """Merge a patch into an object."""
-        self.run("patch", kind, name, "--type=merge", "-p", json.dumps(patch), *words)
+    def patch(self, kind: str, name: str, patch: Object, *words: str, how: str = "merge") -> None:
+        """Merge a patch into an object; `how` is `merge` (lists are replaced) or `strategic` (and merged)."""
+        self.run("patch", kind, name, f"--type={how}", "-p", json.dumps(patch), *words)
 
     def until(self, said: str, condition: Callable[[], object], seconds: float) -> None:
         """Wait until a condition holds; while kubectl fails it does not hold.

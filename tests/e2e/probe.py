@@ -9,8 +9,10 @@ any NAT, where `kubectl logs` and `exec` do not. A message has at most 4096 byte
     state                      the node's interfaces, addresses, rules, routes, nft tables and network sysctls
     process TEXT               {fields of /proc/PID/status, and "root": mount options of its root} of the process whose
                                command line has the text; with hostPID
+    commands                   names of all running programs; with hostPID
     cost SECONDS TEXT          {"cpu": share of one core over that time, "rss": bytes} of it; with hostPID
     signal NAME TEXT           sends a signal to those processes, and returns their number; with hostPID
+    rename OLD NEW             renames a file of the host; with hostPID
     unregistered SECONDS NODE TEXT  waits until the API has no such Node, and ends those processes; with hostPID and token
 """
 
@@ -181,6 +183,15 @@ def pids(text):
     return sorted(found)
 
 
+def commands():
+    """Return the names of all programs that run."""
+    found = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_text().strip())
+    return sorted(found)
+
+
 def process(text):
     """Describe the first such process."""
     path = pathlib.Path(f"/proc/{pids(text)[0]}")
@@ -213,6 +224,12 @@ def send(name, text):
     return len(found)
 
 
+def rename(old, new):
+    """Rename a file of the host, seen through its first process."""
+    pathlib.Path(f"/proc/1/root{old}").rename(f"/proc/1/root{new}")
+    return new
+
+
 def unregistered(seconds, node, text):
     """Wait for the end of a Node, then end processes; their supervisor starts them again."""
     folder = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -236,8 +253,10 @@ COMMANDS = {
     "fetch": fetch,
     "state": state,
     "process": process,
+    "commands": commands,
     "cost": cost,
     "signal": send,
+    "rename": rename,
     "unregistered": unregistered,
 }
 
