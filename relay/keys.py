@@ -11,7 +11,11 @@ from pathlib import Path
 from .sessions import Admission
 
 
-class KeyFileError(Exception):
+class Unusable(Exception):
+    """What the relay was told to use cannot be used; the text is one line without any key."""
+
+
+class KeyFileError(Unusable):
     """A file that cannot be used; the text is one line with the path and without any key."""
 
 

@@ -105,6 +105,10 @@ class RelayServer:
             os.eventfd_write(self._wake, 1)  # first: once `run()` sees the flag it closes the descriptor
             self._stopped = True
 
+    def silence(self) -> float:
+        """Return the seconds since the last turn, about `TICK` at most in a relay that is well. Any thread may ask."""
+        return time.monotonic() - self._now
+
     def run(self) -> None:
         """Serve until `stop()`, then say goodbye to all clients and close everything."""
         tick = time.monotonic() + TICK

@@ -87,6 +87,9 @@ def test_key_file_metrics_and_stop(tmp_path: Path, processes: list[Process]) -> 
     assert sock is not None
     with sock, urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         assert re.search(r"^wirekube_relay_registered_total\S* 1", answer.read().decode(), re.MULTILINE)
+    for path in ("healthz", "readyz"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+            assert answer.read() == b"ok"
     assert processes[0].stop() == 0
     processes.append(Process("--key", str(key), "--open"))
     assert processes[0].key == processes[1].key
@@ -130,11 +133,32 @@ def test_an_invalid_allow_file_leaves_the_old_in_force(tmp_path: Path) -> None:
         AllowFile(tmp_path / "absent")
 
 
-def test_nobody_admitted_is_refused_with_2(tmp_path: Path) -> None:
-    done = run("--key", str(tmp_path / "key"))
+@pytest.mark.parametrize(
+    "who", [[], ["--open", "--allow-peers"], ["--allow-key", "x", "--open"], ["--allow-key", "x", "--allow-peers"]]
+)
+def test_not_one_way_of_admission_is_refused_with_2(tmp_path: Path, who: list[str]) -> None:
+    done = run("--key", str(tmp_path / "key"), *who)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "--allow-key" in done.stderr
+    assert all(each in done.stderr for each in ("--allow-key", "--allow-peers", "--open"))
     assert not (tmp_path / "key").exists()
+
+
+@pytest.mark.parametrize("secret", ["name", "/name", "namespace/", "a/b/c"])
+def test_a_secret_has_a_namespace_and_a_name(secret: str) -> None:
+    done = run("--key-secret", secret, "--open")
+    assert done.returncode == 2
+    assert "is not NAMESPACE/NAME" in done.stderr
+
+
+def test_without_credentials_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    done = run("--key", str(tmp_path / "key"), "--allow-peers")
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == "wirekube-relay: no kubeconfig was given, KUBECONFIG is not set, and this is no pod with a service account\n"
+    )
 
 
 def test_one_clear_line_and_1(tmp_path: Path) -> None:
