@@ -17,44 +17,134 @@ ACCOUNT = "system:serviceaccount:wirekube-system:wirekube-"
 @pytest.fixture(scope="module")
 def cluster(control_plane: Any) -> Any:
     control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
-    control_plane.kubectl("apply", "--server-side", "-k", str(ROOT / "config/default"))
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "config/default"))
     return control_plane
 
 
-def pod_spec(path: str) -> Any:
-    return next(
-        each["spec"]["template"]["spec"]
-        for each in yaml.safe_load_all((ROOT / path).read_text())
-        if each["kind"] in {"DaemonSet", "Deployment"}
+@pytest.fixture(scope="module")
+def rendered(control_plane: Any) -> dict[str, Any]:
+    """What `kubectl apply -k config/default` sends, by kind and name."""
+    text = control_plane.kubectl("kustomize", str(ROOT / "config/default")).stdout
+    return {f"{each['kind']}/{each['metadata']['name']}": each for each in yaml.safe_load_all(text)}
+
+
+WORKLOADS = ("DaemonSet/wirekube-agent", "Deployment/wirekube-operator", "Deployment/wirekube-relay")
+
+
+def pod_of(rendered: dict[str, Any], workload: str, namespace: str = "wirekube-system") -> Any:
+    template = rendered[workload]["spec"]["template"]
+    metadata = template["metadata"] | {"name": "probe", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+def containers_of(rendered: dict[str, Any]) -> dict[str, Any]:
+    specs = [rendered[each]["spec"]["template"]["spec"] for each in WORKLOADS]
+    return {each["name"]: each for spec in specs for each in [*spec.get("initContainers", []), *spec["containers"]]}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_pods_are_admitted(cluster: Any, rendered: dict[str, Any], workload: str) -> None:
+    cluster.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(pod_of(rendered, workload)))
+
+
+def test_the_relay_is_admitted_where_pods_are_restricted(cluster: Any, rendered: dict[str, Any]) -> None:
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "strict", "labels": labels}}
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(namespace))
+    pod = pod_of(rendered, "Deployment/wirekube-relay", "strict")
+    create = ("create", "--dry-run=server", "-f", "-")
+    cluster.kubectl(*create, input=json.dumps(pod))
+    loose = pod | {"spec": pod["spec"] | {"hostNetwork": True}}
+    assert "PodSecurity" in cluster.kubectl(*create, input=json.dumps(loose), check=False).stderr
+
+
+def test_applied_again_nothing_changes(cluster: Any) -> None:
+    again = cluster.kubectl(
+        "diff", "--server-side", "--force-conflicts", "-k", str(ROOT / "config/default"), check=False
     )
+    assert (again.returncode, again.stdout) == (0, ""), again.stderr
+
+
+def test_a_client_side_apply_of_everything_is_accepted(cluster: Any) -> None:
+    cluster.kubectl("apply", "--dry-run=server", "-k", str(ROOT / "config/default"))
 
 
 @pytest.mark.parametrize(
-    "path", ["config/agent/daemonset.yaml", "config/operator/deployment.yaml", "config/relay/relay.yaml"]
+    ("name", "capabilities"),
+    [
+        ("cleanup", ["NET_ADMIN", "SYS_MODULE"]),
+        ("agent", ["NET_ADMIN", "SYS_MODULE"]),
+        ("wireguard", ["NET_ADMIN"]),
+        ("operator", []),
+        ("relay", []),
+    ],
 )
-def test_the_pods_are_admitted(cluster: Any, path: str) -> None:
-    spec = pod_spec(path)
-    body = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "probe", "namespace": "wirekube-system"},
-        "spec": {"serviceAccountName": "wirekube-agent"} | spec,
-    }
-    cluster.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(body))
+def test_capabilities(rendered: dict[str, Any], name: str, capabilities: list[str]) -> None:
+    security = containers_of(rendered)[name]["securityContext"]
+    assert security["capabilities"] == {"drop": ["ALL"]} | ({"add": capabilities} if capabilities else {})
+    assert not security.get("privileged")
+    assert (security["allowPrivilegeEscalation"], security["readOnlyRootFilesystem"]) == (False, True)
 
 
-def test_the_agent_has_two_capabilities_and_no_privilege() -> None:
-    spec = pod_spec("config/agent/daemonset.yaml")
-    for container in spec["initContainers"] + spec["containers"]:
-        security = container["securityContext"]
-        assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "SYS_MODULE"]}
-        assert (security["privileged"], security["readOnlyRootFilesystem"]) == (False, True)
-    assert spec["initContainers"][0]["command"] == ["wirekube-agent", "cleanup", "--stale"]
+def test_the_agents_pod(rendered: dict[str, Any]) -> None:
+    spec = rendered["DaemonSet/wirekube-agent"]["spec"]["template"]["spec"]
+    assert [each["command"] for each in spec["initContainers"]] == [["wirekube-agent", "cleanup", "--stale"]]
+    assert [each["name"] for each in spec["containers"]] == ["wireguard", "agent"]
     assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert spec["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def test_default_has_no_relay() -> None:
-    assert "../relay" not in (ROOT / "config/default/kustomization.yaml").read_text()
+def test_only_the_agent_itself_gets_its_token_and_only_the_helper_needs_no_more_than_three_folders(
+    rendered: dict[str, Any],
+) -> None:
+    spec = rendered["DaemonSet/wirekube-agent"]["spec"]["template"]["spec"]
+    mounts = {
+        each["name"]: {mount["mountPath"] for mount in each["volumeMounts"]}
+        for each in spec["initContainers"] + spec["containers"]
+    }
+    assert spec["automountServiceAccountToken"] is False
+    assert mounts["wireguard"] == {"/run/wirekube", "/dev/net", "/var/run/wireguard"}
+    assert mounts["agent"] - mounts["cleanup"] == {"/var/run/secrets/kubernetes.io/serviceaccount"}
+
+
+def test_images_are_named_in_one_place(rendered: dict[str, Any]) -> None:
+    images = {name: each["image"] for name, each in containers_of(rendered).items()}
+    ours = dict.fromkeys(("cleanup", "agent", "operator", "relay"), "wirekube:dev")
+    assert images == ours | {"wireguard": "wirekube-wireguard:dev"}
+    named = [path.name for path in ROOT.glob("config/[ador]*/*.yaml") if ":dev" in path.read_text()]
+    assert named == []
+
+
+def test_pods_on_one_host_listen_on_ports_of_their_own_and_on_loopback_only(rendered: dict[str, Any]) -> None:
+    asked = set()
+    for workload in ("DaemonSet/wirekube-agent", "Deployment/wirekube-operator"):
+        for each in rendered[workload]["spec"]["template"]["spec"]["containers"]:
+            probes = [probe["httpGet"] for name, probe in each.items() if name.endswith("Probe")]
+            assert {probe["host"] for probe in probes} <= {"127.0.0.1"}
+            asked |= {(each["name"], probe["port"]) for probe in probes}
+    assert asked == {("agent", 9586), ("operator", 9585)}
+
+
+def test_the_relay_stands_where_nodes_reach_it_and_keeps_no_volume(rendered: dict[str, Any]) -> None:
+    spec = rendered["Deployment/wirekube-relay"]["spec"]["template"]["spec"]
+    terms = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert [each["matchExpressions"][0]["key"] for each in terms] == [
+        "wirekube.io/relay",
+        "node-role.kubernetes.io/control-plane",
+    ]
+    assert not spec.get("hostNetwork")
+    assert (spec["securityContext"]["runAsNonRoot"], spec["securityContext"]["runAsUser"]) == (True, 65532)
+    assert [each for each in spec["volumes"] if "emptyDir" not in each] == []
+    service = rendered["Service/wirekube-relay"]["spec"]
+    assert (service["type"], service["externalTrafficPolicy"]) == ("LoadBalancer", "Local")
+    assert [(each["port"], each["protocol"]) for each in service["ports"]] == [(3478, "TCP"), (3478, "UDP")]
+    assert "data" not in rendered["Secret/wirekube-relay"]
+    assert not any(each.startswith("PersistentVolumeClaim") for each in rendered)
+
+
+def test_the_sample_is_a_valid_mesh(cluster: Any) -> None:
+    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    cluster.kubectl("apply", "--dry-run=server", "-k", str(ROOT / "config/samples"))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +171,12 @@ def test_default_has_no_relay() -> None:
         ("operator", "get", "endpointslices.discovery.k8s.io/other", False),
         ("operator", "get", "secrets", False),
         ("operator", "create", "pods", False),
+        ("relay", "watch", "wirekubepeers.wirekube.io", True),
+        ("relay", "patch", "wirekubepeers.wirekube.io", False),
+        ("relay", "patch", "wirekubepeers.wirekube.io/status", False),
+        ("relay", "get", "wirekubemeshes.wirekube.io", False),
+        ("relay", "get", "secrets", False),
+        ("relay", "get", "pods", False),
     ],
 )
 def test_rights(cluster: Any, who: str, verb: str, what: str, allowed: bool) -> None:
@@ -88,4 +184,21 @@ def test_rights(cluster: Any, who: str, verb: str, what: str, allowed: bool) -> 
     arguments = ["auth", "can-i", verb, resource, "-n", "default", f"--as={ACCOUNT}{who}"]
     if subresource:
         arguments.append(f"--subresource={subresource}")
+    assert cluster.kubectl(*arguments, check=False).stdout.strip() == ("yes" if allowed else "no")
+
+
+@pytest.mark.parametrize(
+    ("verb", "secret", "allowed"),
+    [
+        ("get", "wirekube-relay", True),
+        ("patch", "wirekube-relay", True),
+        ("update", "wirekube-relay", False),
+        ("delete", "wirekube-relay", False),
+        ("get", "another", False),
+        ("list", "", False),
+    ],
+)
+def test_the_relay_may_use_its_own_secret_only(cluster: Any, verb: str, secret: str, allowed: bool) -> None:
+    what = f"secrets/{secret}" if secret else "secrets"
+    arguments = ("auth", "can-i", verb, what, "-n", "wirekube-system", f"--as={ACCOUNT}relay")
     assert cluster.kubectl(*arguments, check=False).stdout.strip() == ("yes" if allowed else "no")
