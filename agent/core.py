@@ -253,6 +253,7 @@ class Agent:
             key=self._key,
             interface=plane.interface,
             backend=plane.kind,
+            ipv4_only=plane.ipv4_only,
             server=self._source.server,
             problem=self._problem,
         )

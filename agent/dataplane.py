@@ -131,6 +131,11 @@ class DataPlane:
         """`kernel` or `userspace`, once that is known."""
         return self._backend.kind if self._backend is not None else None
 
+    @property
+    def ipv4_only(self) -> bool:
+        """Whether there is an interface without IPv6, because the host has it switched off."""
+        return self.interface is not None and not self._host.ipv6
+
     def use_key(self, private_key: bytes) -> None:
         """Configure this key from now on."""
         self._private = private_key

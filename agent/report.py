@@ -61,6 +61,7 @@ class NodeView:
         own: our Peer, None while there is none.
         interface: its name while it exists.
         backend: `kernel` or `userspace`.
+        ipv4_only: the host has no IPv6, so neither has the node in the mesh.
         server: URL of the API server.
         nat: as measured.
         candidates: as published, best first.
@@ -80,6 +81,7 @@ class NodeView:
     own: OwnFacts | None = None
     interface: str | None = None
     backend: str | None = None
+    ipv4_only: bool = False
     server: str | None = None
     nat: NatReport = field(default_factory=NatReport)
     candidates: tuple[Candidate, ...] = ()
@@ -167,7 +169,10 @@ def _data_plane(view: NodeView) -> Verdict:
     if view.refused:
         return "True", "PartlyRefused", "; ".join(view.refused)[:1024]
     port = view.mesh.listen_port if view.mesh else 0
-    return "True", "Up", f"{view.interface} is up ({view.backend} WireGuard), UDP port {port}"
+    said = f"{view.interface} is up ({view.backend} WireGuard), UDP port {port}"
+    if view.ipv4_only:
+        return "True", "UpWithoutIPv6", f"{said}; IPv4 only, for IPv6 is switched off here (sysctl disable_ipv6)"
+    return "True", "Up", said
 
 
 def _endpoint(view: NodeView) -> Verdict:

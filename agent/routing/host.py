@@ -65,6 +65,11 @@ class HostNetwork:
         self.interface = interface
         self.problems: tuple[str, ...] = ()
 
+    @property
+    def ipv6(self) -> bool:
+        """Whether host and mesh interface have IPv6."""
+        return self._sysctls.ipv6(self.interface)
+
     async def observe(self, interface: str) -> HostState:
         """Read everything that a plan is compared with."""
         async with AsyncIPRoute() as ip:
