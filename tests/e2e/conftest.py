@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from wirekube.api.constants import LABEL_VPN_ENABLED
-from wirekube.lab.cluster import Cluster, ClusterError, address_of, is_ready
+from wirekube.lab.cluster import Cluster, ClusterError, address_of, condition, is_ready
 from wirekube.lab.expect import allowed_by_nat
 from wirekube.lab.topology import Nat
 
@@ -250,9 +250,13 @@ class Mesh:
         return {each["metadata"]["name"]: each for each in self.cluster.items("wirekubepeers")}
 
     def addresses(self) -> dict[str, list[str]]:
-        """Return the mesh addresses of each node."""
+        """Return the mesh addresses of each node: IPv4, and IPv6 where the host has not switched it off."""
         return {
-            name: [text.partition("/")[0] for text in peer["spec"].get("addresses", [])]
+            name: [
+                text.partition("/")[0]
+                for text in peer["spec"].get("addresses", [])
+                if ":" not in text or condition(peer, "DataPlaneReady").get("reason") == "Up"
+            ]
             for name, peer in self.peers().items()
         }
 
@@ -290,6 +294,8 @@ class Mesh:
             for other in self.nodes
             if one != other and (pairs is None or (one, other) in pairs)
         }
+        both = {name for name, found in addresses.items() if len(found) > 1}
+        targets = {(one, other): found if one in both else found[:1] for (one, other), found in targets.items()}
         commands = {
             one: ["ping", str(seconds), *(a for pair, found in targets.items() if pair[0] == one for a in found)]
             for one in {pair[0] for pair in targets}
