@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Literal, Protocol
 
-from ..api.constants import ANNOTATION_ENDPOINT, FIELD_MANAGER_OPERATOR
+from ..api.constants import ANNOTATION_ENDPOINT, FIELD_MANAGER_OPERATOR, LABEL_VPN_ENABLED, NAMESPACE
 from ..api.effective import EffectivePeers, reservations
 from ..api.reading import KEY_ACCEPTED, Problem, parse_peer
 from ..runtime.conditions import find_condition, is_true
@@ -17,7 +19,8 @@ from ..runtime.objects import Key, Kind, Object
 from ..runtime.reflector import Event
 from ..runtime.store import Store
 from .kinds import MESH_KEY, PEER, conditions_of, now_iso, seniority, spec_of, status_of, uid_of
-from .nodes import EndpointError, annotated_endpoint
+from .nodes import EndpointError, annotated_endpoint, wants_mesh
+from .peers import ours
 from .verdicts import Verdict, conditions, transitions, unchanged
 
 READY = "Ready"
@@ -30,6 +33,8 @@ OWNED = (KEY_ACCEPTED, ENDPOINT_ACCEPTED, ALLOWED_IPS_ACCEPTED, READY)
 READY_MESSAGE = (
     "the node's agent reported that it takes part in the mesh; a node that is switched off is not noticed yet"
 )
+
+REPORT_SECONDS = 20.0  # from a Peer's creation until its agent is called silent; a started one takes about two
 
 BY_KEY = "publicKey"
 WITH_ALLOWED_IPS = "allowedIPs"
@@ -73,14 +78,25 @@ class PeerStatusReconciler:
         meshes: the Mesh, for its ranges.
         peers: all Peers, with the indexes of `add_indexes`.
         events: for Events on Peers.
+        clock: Unix seconds.
     """
 
-    def __init__(self, client: StatusWriter, nodes: Store, meshes: Store, peers: Store, events: EventRecorder) -> None:
+    def __init__(
+        self,
+        client: StatusWriter,
+        nodes: Store,
+        meshes: Store,
+        peers: Store,
+        events: EventRecorder,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._client = client
         self._nodes = nodes
         self._meshes = meshes
         self._peers = peers
         self._events = events
+        self._clock = clock
         self._owners = Owners()
         self._effective = EffectivePeers()
 
@@ -89,10 +105,12 @@ class PeerStatusReconciler:
         peer = self._peers.get(key)
         if peer is None or peer["metadata"].get("deletionTimestamp"):
             return Result()
-        verdicts = self._judge(key, peer)
+        left = self._time_to_report(peer)
+        verdicts = self._judge(key, peer, silent=left <= 0)
+        again = Result(left if left > 0 else None)
         wanted = conditions(peer, verdicts, now_iso())
         if unchanged(peer, wanted, OWNED):
-            return Result()
+            return again
         body = {"metadata": {"name": key[1]}, "status": {"conditions": wanted}}
         try:
             await self._client.apply_status(PEER, body, field_manager=FIELD_MANAGER_OPERATOR)
@@ -100,28 +118,40 @@ class PeerStatusReconciler:
             return Result()
         for news in transitions(peer, verdicts):
             self._tell(peer, news)
-        return Result()
+        return again
+
+    def _time_to_report(self, peer: Object) -> float:
+        """Return the seconds that its agent has left for its first report; 0 when they are over or it has reported."""
+        created = peer["metadata"].get("creationTimestamp")
+        if created is None or find_condition(conditions_of(peer), DATA_PLANE_READY) is not None:
+            return 0.0
+        age = self._clock() - datetime.fromisoformat(created).timestamp()
+        return min(REPORT_SECONDS, max(0.0, REPORT_SECONDS - age))
 
     def _tell(self, peer: Object, news: Verdict) -> None:
         kind: Literal["Normal", "Warning"] = "Normal" if news.status == "True" else "Warning"
         self._events.event(peer, kind, news.reason, f"Judge{news.type}", news.message or news.type)
 
-    def _judge(self, key: Key, peer: Object) -> list[Verdict]:
+    def _judge(self, key: Key, peer: Object, *, silent: bool) -> list[Verdict]:
         parsed = parse_peer(peer)
         if isinstance(parsed, Problem):
             # Without KeyAccepted everybody leaves the Peer out.
             return [Verdict(READY, "False", parsed.reason, parsed.message[:_LONGEST_MESSAGE])]
-        accepts = self._judge_key(peer)
+        accepts = self._judge_membership(peer) or self._judge_key(peer)
         endpoint = judge_endpoint(self._nodes.get(key))
         networks = self._judge_networks(peer)
-        ready = judge_ready(accepts, conditions_of(peer))
+        ready = judge_ready(key[1], accepts, conditions_of(peer), silent=silent)
         return [verdict for verdict in (accepts, endpoint, networks, ready) if verdict is not None]
+
+    def _judge_membership(self, peer: Object) -> Verdict | None:
+        return judge_membership(peer, self._nodes.get(("", peer["metadata"]["name"])))
 
     def _judge_key(self, peer: Object) -> Verdict:
         key = status_of(peer).get("publicKey")
         if not key:
             return Verdict(KEY_ACCEPTED, "Unknown", "NoKey", "the node's agent has not published a key yet")
-        owner = self._owners.of(key, self._peers.by_index(BY_KEY, key))
+        claimants = self._peers.by_index(BY_KEY, key)
+        owner = self._owners.of(key, [each for each in claimants if self._judge_membership(each) is None])
         return judge_key(peer, key, owner)
 
     def _judge_networks(self, peer: Object) -> Verdict | None:
@@ -130,6 +160,23 @@ class PeerStatusReconciler:
         name = peer["metadata"]["name"]
         effective = self._effective.decide(self._meshes.get(MESH_KEY), self._peers.items().values())
         return judge_networks([p for p in effective.problems if p.peer == name and p.reason.startswith("AllowedIP")])
+
+
+def judge_membership(peer: Object, node: Object | None) -> Verdict | None:
+    """Return KeyAccepted=False for a Peer without a Node in the mesh; None when there is nothing to say.
+
+    One that a Node owns goes with it, and needs no verdict. Others came by hand, say with another cluster's manifests.
+    """
+    if wants_mesh(node) or ours(peer):
+        return None
+    name = peer["metadata"]["name"]
+    if node is None:
+        message = (
+            f"this cluster has no Node {name}; if the Peer came from another cluster: kubectl delete wkpeer {name}"
+        )
+        return Verdict(KEY_ACCEPTED, "False", "NoNode", message)
+    message = f"the Node {name} is not in the mesh: kubectl label node {name} {LABEL_VPN_ENABLED}=true"
+    return Verdict(KEY_ACCEPTED, "False", "NodeNotInMesh", message)
 
 
 def judge_key(peer: Object, key: str, owner: Object | None) -> Verdict:
@@ -160,17 +207,32 @@ def judge_networks(problems: list[Problem]) -> Verdict:
     return Verdict(ALLOWED_IPS_ACCEPTED, "False", problems[0].reason, message[:_LONGEST_MESSAGE])
 
 
-def judge_ready(key: Verdict, present: list[dict[str, str]]) -> Verdict:
-    """Return Ready: the key is accepted and the agent says that its data plane is."""
+def judge_ready(name: str, key: Verdict, present: list[dict[str, str]], *, silent: bool) -> Verdict:
+    """Return Ready: the key is accepted and the agent says that its data plane is.
+
+    Args:
+        name: of the Peer and its Node.
+        key: KeyAccepted.
+        present: the Peer's conditions.
+        silent: an agent that has not reported yet should have by now.
+    """
+    if key.status == "False":
+        return Verdict(READY, "False", key.reason, key.message)
+    found = find_condition(present, DATA_PLANE_READY)
+    if found is None:
+        return Verdict(READY, "False" if silent else "Unknown", "AgentNotReported", _not_reported(name))
+    if found.get("status") == "False":
+        return Verdict(READY, "False", found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
     if key.status != "True":
         return Verdict(READY, key.status, key.reason, key.message)
     if is_true(present, DATA_PLANE_READY):
         return Verdict(READY, "True", "Ready", READY_MESSAGE)
-    found = find_condition(present, DATA_PLANE_READY)
-    if found is None:
-        return Verdict(READY, "Unknown", "AgentNotReporting", "the node's agent has not reported its data plane yet")
-    status: Literal["False", "Unknown"] = "Unknown" if found.get("status") == "Unknown" else "False"
-    return Verdict(READY, status, found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
+    return Verdict(READY, "Unknown", found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
+
+
+def _not_reported(name: str) -> str:
+    pods = f"kubectl -n {NAMESPACE} get pods --field-selector spec.nodeName={name}"
+    return f"the node's agent has not reported yet; is its pod running? {pods}"
 
 
 def accepted(peer: Object) -> str | None:

@@ -59,7 +59,7 @@ class PeerReconciler:
         if node is None or not wants_mesh(node):
             self._given.pop(name, None)
             self._refused.pop(name, None)
-            await self._remove(peer)
+            await self._remove(peer, node)
             return Result()
         ranges = mesh_ranges(self._meshes.get(MESH_KEY))
         if not ranges or (peer is not None and peer["metadata"].get("deletionTimestamp")):
@@ -71,7 +71,8 @@ class PeerReconciler:
         return Result()
 
     def _addresses(self, name: str, node: Object, peer: Object | None, ranges: tuple[Network, ...]) -> tuple[str, ...]:
-        existing = addresses_of(peer) or self._given.get(name, ())
+        # What we gave comes first: somebody may have written another cluster's addresses over it.
+        existing = self._given.get(name) or addresses_of(peer)
         others = {other["metadata"]["name"]: other for other in self._peers.items().values()}
         taken = taken_places(name, existing, others, self._given, ranges)
         try:
@@ -95,7 +96,7 @@ class PeerReconciler:
         self._refused.pop(name, None)
         return endpoint
 
-    async def _remove(self, peer: Object | None) -> None:
+    async def _remove(self, peer: Object | None, node: Object | None) -> None:
         if peer is None or not ours(peer) or peer["metadata"].get("deletionTimestamp"):
             return
         name = peer["metadata"]["name"]
@@ -103,7 +104,11 @@ class PeerReconciler:
             await self._client.delete(PEER, name, uid=uid_of(peer))
         except (NotFound, Conflict):
             return  # gone, or another one of that name by now, which its own event brings to us
-        log.info("deleted a Peer whose Node has left the mesh", peer=name)
+        if node is None:
+            self._events.event(peer, "Normal", "NoNode", "DeletePeer", f"this cluster has no Node {name} (any more)")
+        log.info(
+            "deleted a Peer", peer=name, why="its Node has left the mesh" if node else "there is no such Node here"
+        )
 
 
 def desired_peer(node: Object, peer: Object | None, addresses: Iterable[str], endpoint: str | None) -> dict[str, Any]:
@@ -121,7 +126,8 @@ def has_all(peer: Object | None, wanted: Object) -> bool:
         return False
     spec = spec_of(peer)
     same = all(spec.get(field) == wanted["spec"].get(field) for field in ("addresses", "endpoint"))
-    return same and owners_of(peer) == [uid_of_owner(each) for each in wanted["metadata"]["ownerReferences"]]
+    # Another owner may stand beside ours; the garbage collector removes it when there is no such Node.
+    return same and {uid_of_owner(each) for each in wanted["metadata"]["ownerReferences"]} <= set(owners_of(peer))
 
 
 def uid_of_owner(reference: dict[str, Any]) -> str:

@@ -43,11 +43,13 @@ async def test_it_is_judged_as_malformed(peers: Store, written: Any) -> None:
     ((_, body),) = written.calls
     ready = find_condition(body["status"]["conditions"], "Ready")
     assert ready is not None
-    assert (ready["status"], ready["reason"]) in {("False", "Malformed"), ("Unknown", "NoKey")}
+    assert (ready["status"], ready["reason"]) in {("False", "Malformed"), ("False", "NoNode")}
 
 
 async def test_the_others_are_judged_counted_and_given_addresses(peers: Store, written: Any) -> None:
-    await PeerStatusReconciler(written, Store(), Store(), peers, written).reconcile(("", "good"))
+    members = Store()
+    members.put(NODE | {"metadata": {**NODE["metadata"], "name": "good"}})  # type: ignore[dict-item]
+    await PeerStatusReconciler(written, members, Store(), peers, written).reconcile(("", "good"))
     ((_, body),) = written.calls
     assert find_condition(body["status"]["conditions"], "KeyAccepted")["status"] == "True"  # type: ignore[index]
     assert counts(peers.items().values()) == {"peers": 2, "readyPeers": 1}

@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from wirekube.controllers.keys import READY_MESSAGE, PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
+from wirekube.controllers.keys import (
+    READY_MESSAGE,
+    REPORT_SECONDS,
+    PeerStatusReconciler,
+    add_indexes,
+    mesh_to_peers,
+    peer_to_peers,
+)
 from wirekube.runtime.conditions import find_condition
 from wirekube.runtime.store import Event, Store
 
@@ -21,12 +29,22 @@ class World:
     def __init__(self, written: Any) -> None:
         self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
         add_indexes(self.peers)
+        self.now = datetime.fromisoformat(STAMP).timestamp() + 3600
         self.restart()
 
     def restart(self) -> None:
-        self.reconciler = PeerStatusReconciler(self.written, self.nodes, self.meshes, self.peers, self.written)
+        stores = (self.nodes, self.meshes, self.peers)
+        self.reconciler = PeerStatusReconciler(self.written, *stores, self.written, clock=lambda: self.now)
 
-    def put(self, name: str, key: str | None, *, minute: int = 0, ready: bool = False, **spec: Any) -> Any:
+    def node(self, name: str, **metadata: Any) -> None:
+        labels = {"wirekube.io/vpn-enabled": "true"}
+        self.nodes.put({"metadata": {"name": name, "labels": labels} | metadata})
+
+    def put(
+        self, name: str, key: str | None, *, minute: int = 0, ready: bool = False, stray: bool = False, **spec: Any
+    ) -> Any:
+        if not stray:
+            self.node(name)
         status: dict[str, Any] = {"publicKey": key} if key else {}
         if ready:
             status["conditions"] = [
@@ -43,7 +61,7 @@ class World:
     async def conditions(self, name: str, *, store: bool = True) -> Any:
         """Reconcile; return the conditions that were written, or None."""
         self.written.calls.clear()
-        await self.reconciler.reconcile(("", name))
+        self.again = (await self.reconciler.reconcile(("", name))).after
         if not self.written.calls:
             return None
         ((_, body),) = self.written.calls
@@ -80,9 +98,53 @@ async def test_an_accepted_key_is_the_message_and_is_written_once(world: World) 
     assert await world.conditions("a") is None
 
 
-async def test_ready_waits_for_the_data_plane(world: World) -> None:
-    world.put("a", KEY)
-    assert shown(await world.conditions("a"), "Ready")[:2] == ("Unknown", "AgentNotReporting")
+@pytest.mark.parametrize("key", [None, KEY])
+async def test_an_agent_that_has_not_reported_is_given_time_and_then_named_with_the_remedy(
+    world: World, key: str | None
+) -> None:
+    world.put("a", key)
+    world.now = datetime.fromisoformat(STAMP).timestamp() + 5
+    assert shown(await world.conditions("a"), "Ready")[:2] == ("Unknown", "AgentNotReported")
+    assert world.again == REPORT_SECONDS - 5
+    assert ("a", "AgentNotReported") not in world.written.events
+    world.now += world.again
+    status, reason, message = shown(await world.conditions("a"), "Ready")
+    assert (status, reason) == ("False", "AgentNotReported")
+    assert message.endswith("is its pod running? kubectl -n wirekube-system get pods --field-selector spec.nodeName=a")
+    assert world.written.events.count(("a", "AgentNotReported")) == 1
+    assert world.again is None
+
+
+async def test_a_data_plane_that_fails_before_there_is_a_key_is_what_ready_says(world: World) -> None:
+    ((event,),) = (world.put("a", None),)
+    failure = {"type": "DataPlaneReady", "status": "False", "reason": "WireGuardUnavailable", "message": "load it"}
+    world.peers.put(event.new | {"status": {"conditions": [failure | {"lastTransitionTime": STAMP}]}})
+    written = await world.conditions("a")
+    assert shown(written, "Ready") == ("False", "WireGuardUnavailable", "load it")
+    assert shown(written, "KeyAccepted")[:2] == ("Unknown", "NoKey")
+
+
+async def test_a_peer_without_a_node_is_left_out_and_holds_no_key_back(world: World) -> None:
+    world.put("stray", KEY, ready=True, stray=True)
+    written = await world.conditions("stray")
+    assert shown(written, "KeyAccepted")[:2] == shown(written, "Ready")[:2] == ("False", "NoNode")
+    assert "kubectl delete wkpeer stray" in shown(written, "Ready")[2]
+    world.put("young", KEY, minute=9, ready=True)
+    assert shown(await world.conditions("young"), "KeyAccepted")[0] == "True"
+    # Its Node is there, and later it has the label.
+    world.node("stray", labels={})
+    status, reason, message = shown(await world.conditions("stray"), "Ready")
+    assert (status, reason) == ("False", "NodeNotInMesh")
+    assert "kubectl label node stray wirekube.io/vpn-enabled=true" in message
+    world.node("stray")
+    assert shown(await world.conditions("stray"), "KeyAccepted")[1] == "DuplicateKey"
+
+
+async def test_a_peer_that_goes_with_its_node_needs_no_verdict(world: World) -> None:
+    (event,) = world.put("a", KEY, ready=True, stray=True)
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "a", "uid": "n-a"}
+    world.peers.put(event.new | {"metadata": event.new["metadata"] | {"ownerReferences": [owner]}})
+    assert shown(await world.conditions("a"), "Ready")[0] == "True"
 
 
 async def test_the_first_to_publish_keeps_its_key_against_an_older_peer(world: World) -> None:
@@ -134,10 +196,10 @@ async def test_a_network_of_an_older_peer_is_named(world: World) -> None:
 
 
 async def test_a_condition_without_a_cause_goes(world: World) -> None:
-    world.nodes.put({"metadata": {"name": "a", "annotations": {"wirekube.io/endpoint": "nonsense"}}})
     world.put("a", KEY)
+    world.node("a", annotations={"wirekube.io/endpoint": "nonsense"})
     assert shown(await world.conditions("a"), "EndpointAccepted")[0] == "False"
-    world.nodes.put({"metadata": {"name": "a", "resourceVersion": "2"}})
+    world.node("a", resourceVersion="2")
     assert find_condition(await world.conditions("a"), "EndpointAccepted") is None
 
 

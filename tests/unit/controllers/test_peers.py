@@ -90,6 +90,28 @@ async def test_a_peer_goes_with_its_label_and_only_that_very_peer(world: World) 
     assert await world.reconcile("a") == [("delete", ("a", "p-a"))]
 
 
+async def test_another_clusters_addresses_and_owner_give_way(world: World) -> None:
+    world.nodes.put(node("a"))
+    ((_, body),) = await world.reconcile("a")
+    given = body["spec"]["addresses"]
+    foreign = {"apiVersion": "v1", "kind": "Node", "name": "a", "uid": "n-elsewhere"}
+    other = next(f"10.9.0.{place}/32" for place in range(1, 7) if f"10.9.0.{place}/32" not in given)
+    world.peers.put(stored({"metadata": {"name": "a", "ownerReferences": [foreign]}, "spec": {"addresses": [other]}}))
+    ((_, again),) = await world.reconcile("a")
+    assert again["spec"]["addresses"] == given
+    # Server-side apply leaves what another manager owns; the garbage collector takes that away.
+    both = again["metadata"] | {"ownerReferences": [foreign, *again["metadata"]["ownerReferences"]]}
+    world.peers.put(stored(again | {"metadata": both}))
+    assert await world.reconcile("a") == []
+
+
+async def test_a_peer_of_a_node_that_is_not_here_goes_with_an_event(world: World) -> None:
+    foreign = {"apiVersion": "v1", "kind": "Node", "name": "b", "uid": "n-elsewhere"}
+    world.peers.put(stored({"metadata": {"name": "b", "ownerReferences": [foreign]}, "spec": {}}))
+    assert await world.reconcile("b") == [("delete", ("b", "p-b"))]
+    assert world.written.events == [("b", "NoNode")]
+
+
 async def test_a_peer_that_a_person_made_stays(world: World) -> None:
     world.peers.put(stored({"metadata": {"name": "mine"}, "spec": {}}))
     assert await world.reconcile("mine") == []
