@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # until there is a server to stop; a pod's first process needs it
+    configure("info", json=not sys.stderr.isatty())
     raise_file_limit()  # a socket for each session
     telemetry = setup("wirekube-relay")
     try:
@@ -133,7 +134,6 @@ def _admission(
 def _cluster(telemetry: Telemetry, stack: contextlib.ExitStack) -> Cluster:
     from .cluster import connected  # noqa: PLC0415 - half a second that only a relay in a cluster needs
 
-    configure("info", json=not sys.stderr.isatty())
     return stack.enter_context(connected(telemetry))
 
 
