@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -p no:cacheprovider
 .DEFAULT_GOAL := help
 
-.PHONY: kind-up kind-down e2e help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay wheel clean
+.PHONY: image kind-up kind-down kind-e2e e2e help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,10 +42,13 @@ vm-test: ## The WireGuard suite and the steering table under a kernel that has W
 	@hack/vm/run hack/vm/kernel-suite
 	@$(BIN)/python hack/vm/dump-speed
 
-test: setup lint unit integration lab-test vm-test ## Everything, as CI runs it
+test: setup lint unit integration lab-test vm-test kind-e2e ## Everything, as CI runs it
 
 demo: setup ## Six nodes behind different NATs join a mesh; every pair is pinged, a direct path is broken and healed
 	@$(BIN)/wirekube lab demo
+
+image: ## Build the images wirekube:dev and wirekube-wireguard:dev
+	@eval "$$(hack/kind/docker env)" && hack/image
 
 kind-up: ## A kind cluster with NAT between its nodes (FLAT=1: without); see hack/kind/cluster
 	@hack/setup kind
@@ -53,6 +56,9 @@ kind-up: ## A kind cluster with NAT between its nodes (FLAT=1: without); see hac
 
 kind-down: ## Remove the kind cluster and all that was started for it
 	@hack/kind/cluster down
+
+kind-e2e: ## kind-up, e2e, kind-down, as `make test` does it
+	@trap 'hack/kind/cluster down' EXIT; $(MAKE) --no-print-directory kind-up && unset KUBECONFIG && $(MAKE) --no-print-directory e2e
 
 e2e: ## Tests against a real cluster: that of kind-up, or the one that KUBECONFIG names
 	@hack/e2e
