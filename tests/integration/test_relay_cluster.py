@@ -58,10 +58,11 @@ class Relay:
         return self._log.read_text()
 
     def started(self) -> Relay:
-        until(lambda: "listening on" in self.log())
-        found = re.search(r"relay public key: (\S+)\nlistening on (\S+)", self.log())
-        assert found is not None
-        self.key, self.address = base64.b64decode(found[1]), Endpoint.parse(found[2])
+        # Lines of another thread may stand between the two.
+        listening = until(lambda: re.search(r"^listening on (\S+)\n", self.log(), re.MULTILINE))
+        key = re.search(r"^relay public key: (\S+)\n", self.log(), re.MULTILINE)
+        assert key is not None
+        self.key, self.address = base64.b64decode(key[1]), Endpoint.parse(listening[1])
         return self
 
     def ready(self) -> int:
