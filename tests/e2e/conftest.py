@@ -235,6 +235,12 @@ def before(cluster: Cluster, nodes: dict[str, Nat], probes: Probes) -> dict[str,
     return probes.run({node: ["state"] for node in nodes})
 
 
+@pytest.fixture(scope="session")
+def pod_ranges(cluster: Cluster, before: dict[str, Any]) -> list[str]:
+    """The pod ranges of the nodes at the beginning; one that is made anew may get another."""
+    return [node["spec"].get("podCIDR", "") for node in cluster.items("nodes")]
+
+
 class Mesh:
     """The installed mesh."""
 
@@ -353,7 +359,12 @@ def mesh_object(cluster: Cluster) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def mesh(
-    cluster: Cluster, nodes: dict[str, Nat], probes: Probes, before: dict[str, Any], timeline: Timeline
+    cluster: Cluster,
+    nodes: dict[str, Nat],
+    probes: Probes,
+    before: dict[str, Any],
+    pod_ranges: list[str],
+    timeline: Timeline,
 ) -> Iterator[Mesh]:
     """Install and wait; each step goes into the timeline."""
     mesh = Mesh(cluster, nodes, probes)

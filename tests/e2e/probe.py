@@ -10,7 +10,7 @@ any NAT, where `kubectl logs` and `exec` do not. A message has at most 4096 byte
     process TEXT               {fields of /proc/PID/status, and "root": mount options of its root} of the process whose
                                command line has the text; with hostPID
     commands                   names of all running programs; with hostPID
-    cost SECONDS TEXT          {"cpu": share of one core over that time, "rss": bytes} of it; with hostPID
+    cost SECONDS TEXT...       {text: {"cpu": share of one core over that time, "rss": bytes}}; with hostPID
     signal NAME TEXT           sends a signal to those processes, and returns their number; with hostPID
     rename OLD NEW             renames a file of the host; with hostPID
     unregistered SECONDS NODE TEXT  waits until the API has no such Node, and ends those processes; with hostPID and token
@@ -202,18 +202,24 @@ def process(text):
     return {key: fields[key].strip() for key in kept if key in fields} | {"root": options}
 
 
-def cost(seconds, text):
-    """Measure the first such process."""
-    path = pathlib.Path(f"/proc/{pids(text)[0]}")
+def cost(seconds, *texts):
+    """Measure the first process with each text."""
+    paths = {text: pathlib.Path(f"/proc/{pids(text)[0]}") for text in texts}
 
-    def ticks():
+    def ticks(path):
         fields = (path / "stat").read_text().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
 
-    before, begin = ticks(), time.monotonic()
+    before, begin = {text: ticks(path) for text, path in paths.items()}, time.monotonic()
     time.sleep(float(seconds))
-    used = (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - begin)
-    return {"cpu": used, "rss": int((path / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}
+    scale, page = os.sysconf("SC_CLK_TCK") * (time.monotonic() - begin), os.sysconf("SC_PAGE_SIZE")
+    return {
+        text: {
+            "cpu": (ticks(path) - before[text]) / scale,
+            "rss": int((path / "statm").read_text().split()[1]) * page,
+        }
+        for text, path in paths.items()
+    }
 
 
 def send(name, text):

@@ -44,15 +44,15 @@ def test_operator_and_relay_have_no_capability_and_are_not_root(mesh: Any, probe
 
 def test_what_they_cost(mesh: Any, nodes: Any, probes: Any, timeline: Any) -> None:
     """Not a limit: printed beside what config/ asks for."""
-    agents = probes.run({node: ["cost", "10", "wirekube-agent"] for node in nodes}, pids=True)
-    helpers = probes.run({node: ["cost", "10", "wireguard-go"] for node in nodes}, pids=True)
+    programs = {"wirekube-agent": "agent", "wireguard-go": "wireguard"}
+    found = probes.run({node: ["cost", "10", *programs] for node in nodes}, pids=True)
     daemonset = mesh.cluster.get("daemonset", "wirekube-agent", "-n", "wirekube-system")
     asked = {each["name"]: each["resources"] for each in daemonset["spec"]["template"]["spec"]["containers"]}
-    for said, found, container in (("agent", agents, "agent"), ("wireguard-go", helpers, "wireguard")):
-        cpu = sorted(each["cpu"] for each in found.values())
-        memory = sorted(each["rss"] for each in found.values())
+    for program, container in programs.items():
+        cpu = sorted(each[program]["cpu"] for each in found.values())
+        memory = sorted(each[program]["rss"] for each in found.values())
         assert memory[0] > 0
         timeline.note(
-            f"{said} in a steady state: {cpu[0] * 1000:.0f} to {cpu[-1] * 1000:.0f} m CPU, "
+            f"{program} in a steady state: {cpu[0] * 1000:.0f} to {cpu[-1] * 1000:.0f} m CPU, "
             f"{memory[0] / 2**20:.0f} to {memory[-1] / 2**20:.0f} MiB resident; config asks for {asked[container]}"
         )
