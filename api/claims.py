@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose a network is: of the Peers' mesh addresses and allowedIPs, those that count. Pure.
+"""Whose a network is: of the Peers' mesh addresses and allowedIPs, those that count; `nodenetworks` has the rest. Pure.
 
 An allowedIP takes traffic from every node, so some networks are nobody's to announce. In this order:
 
@@ -9,7 +9,10 @@ An allowedIP takes traffic from every node, so some networks are nobody's to ann
 - what covers an address of another node, which the packets between nodes go to. Every Peer shows its node's in
   `.status.candidates` and `.spec.endpoint`, so operator and agents decide alike, and at once. A node may announce the
   network that it stands in itself; and Nodes that are not in the mesh may stand behind one that is;
+- what belongs to another Node by the Mesh's `routing`: its addresses, its pod ranges;
 - what an older Peer has.
+
+What overlaps one of the Mesh's `routing.excludeCIDRs` goes through the mesh for nobody.
 
 Addresses inside the cluster's Service and pod ranges are nobody's place (bridges of the CNI, the Service of the API
 server): a network that covers them may go through the mesh.
@@ -18,13 +21,20 @@ server): a network that covers them may go through the mesh.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from typing import Final
 
 from .intervals import Intervals
-from .reading import Address, Network, Problem, Reading
-from .v1alpha1 import MeshStatus
+from .reading import Address, Network, Problem, Reading, readable_address, readable_network
+from .v1alpha1 import WireKubeMesh
+
+Claimed = dict[str, frozenset[Network]]
+"""By Peer."""
+
+NOTHING: Final[Claimed] = {}
+EXCLUDED: Final = "which the Mesh's routing.excludeCIDRs names"
 
 
 @dataclass(frozen=True)
@@ -35,19 +45,31 @@ class Reserved:
         mesh: the ranges of mesh addresses.
         cluster: Service and pod ranges; addresses inside count neither as an API server's nor as a node's.
         servers: addresses of API servers.
+        relays: addresses of relays.
+        excluded: networks that the user keeps outside of the mesh.
     """
 
     mesh: tuple[Network, ...] = ()
     cluster: tuple[Network, ...] = ()
     servers: tuple[Address, ...] = ()
+    relays: tuple[Address, ...] = ()
+    excluded: tuple[Network, ...] = ()
 
 
-def reserved(status: MeshStatus, connected: Iterable[Address] = ()) -> Reserved:
+def reserved(mesh: WireKubeMesh, connected: Iterable[Address] = ()) -> Reserved:
     """Return what is reserved by the Mesh, and by the API servers that this process is connected to."""
+    status = mesh.status
+    hosts = (text.rpartition(":")[0].strip("[]") for relay in status.relays for text in relay.endpoints)
     return Reserved(
         tuple(map(ip_network, status.mesh_cidrs)),
         tuple(map(ip_network, status.cluster_cidrs)),
         (*map(ip_address, status.api_servers), *connected),
+        tuple(ip for host in dict.fromkeys(hosts) if (ip := readable_address(host)) is not None),
+        tuple(
+            each
+            for text in mesh.spec.routing.exclude_cidrs
+            if (each := readable_network(text, strict=False)) is not None
+        ),
     )
 
 
@@ -74,21 +96,38 @@ def claim_networks(
     addresses: Mapping[str, Iterable[Network]],
     reserved: Reserved,
     problems: list[Problem],
-) -> dict[str, frozenset[Network]]:
-    """Return the allowedIPs that each Peer keeps, older Peers first; Peers without any are left out."""
+    nodes: Claimed = NOTHING,
+    pods: Claimed = NOTHING,
+) -> Claimed:
+    """Return the allowedIPs that each Peer keeps, older Peers first; Peers without any are left out.
+
+    Args:
+        peers: older ones first.
+        addresses: mesh addresses.
+        reserved: what is nobody's.
+        problems: what is left out is added.
+        nodes: the Nodes' own addresses that go through the mesh.
+        pods: the same of their pod ranges.
+    """
     peers = list(peers)
     claiming = [peer for peer in peers if peer.allowed]
     if not claiming:
         return {}
-    taken, places = _taken(addresses, reserved), Places(peers, (*reserved.mesh, *reserved.cluster))
-    result: dict[str, frozenset[Network]] = {}
+    taken, places = _taken(addresses, reserved), Places(peers, (*reserved.mesh, *reserved.cluster), nodes)
+    excluded, ranges = covering(reserved.excluded, EXCLUDED), _pod_ranges(pods)
+    result: Claimed = {}
     for peer in claiming:
-        name = peer.name
+        name, own = peer.name, pod_range_of(peer.name)
         kept: set[Network] = set()
         for text, wanted in peer.allowed:
             if wanted is None or wanted.prefixlen == 0:
                 problems.append(Problem(name, "AllowedIPMalformed", f"{text} is no network, or a default route"))
-            elif (clash := taken.overlapping(wanted) or places.inside(wanted, name)) is not None:
+                continue
+            clash = taken.overlapping(wanted) or places.inside(wanted, name)
+            clash = clash or next((each for each in ranges.all_overlapping(wanted) if each[1] != own), None)
+            if (out := excluded.overlapping(wanted)) is not None:
+                problems.append(Problem(name, "AllowedIPExcluded", f"{text} overlaps {out[0]}, {out[1]}"))
+            elif clash is not None:
                 problems.append(Problem(name, "AllowedIPOverlaps", f"{text} overlaps {clash[0]}, {clash[1]}"))
             else:
                 kept.add(wanted)
@@ -97,24 +136,45 @@ def claim_networks(
     return result
 
 
+def mesh_networks(addresses: Mapping[str, Iterable[Network]], reserved: Reserved) -> Iterator[tuple[Network, str]]:
+    """Yield the mesh's own networks with the words that say so."""
+    for network in reserved.mesh:
+        yield network, "the mesh's own range"
+    for name, own in addresses.items():
+        for network in own:
+            yield network, f"the mesh address of the Peer {name}"
+
+
+def pod_range_of(node: str) -> str:
+    """Return the words that say whose a pod range is."""
+    return f"a pod range of the Node {node}"
+
+
 def _taken(addresses: Mapping[str, Iterable[Network]], reserved: Reserved) -> Intervals:
     taken = Intervals()
-    for network in reserved.mesh:
-        taken.add_new(network, "the mesh's own range")
-    cluster = _covering(reserved.cluster)
+    for network, words in mesh_networks(addresses, reserved):
+        taken.add_new(network, words)
+    cluster = covering(reserved.cluster)
     for server in reserved.servers:
         if cluster.overlapping(network := ip_network(server)) is None:
             taken.add_new(network, "an address of the API server, which is reached without the mesh")
-    for name, own in addresses.items():
-        for network in own:
-            taken.add_new(network, f"the mesh address of the Peer {name}")
     return taken
 
 
-def _covering(networks: Iterable[Network]) -> Intervals:
+def _pod_ranges(pods: Claimed) -> Intervals:
+    found = Intervals()
+    for name, ranges in pods.items():
+        for network in ranges:
+            found.add(network, pod_range_of(name))
+    return found
+
+
+def covering(networks: Iterable[Network], words: str = "") -> Intervals:
+    """Return a look-up of networks that may overlap each other, with the same words for all."""
     found = Intervals()
     for network in sorted(networks, key=lambda each: each.prefixlen):
-        found.add_new(network, "")  # of two that overlap the larger one, which contains the other
+        # Of two that overlap the larger one, which contains the other.
+        found.add_new(network, words)
     return found
 
 
@@ -124,13 +184,14 @@ class Places:
     Args:
         peers: whose candidates and endpoints are taken.
         nowhere: addresses in there are nobody's.
+        nodes: further addresses, by Peer.
     """
 
-    def __init__(self, peers: Iterable[Reading], nowhere: Iterable[Network]) -> None:
-        excluded = _covering(nowhere)
+    def __init__(self, peers: Iterable[Reading], nowhere: Iterable[Network], nodes: Claimed = NOTHING) -> None:
+        excluded = covering(nowhere)
         self._places: dict[int, list[tuple[int, str]]] = {4: [], 6: []}
         for peer in peers:
-            for place in peer.places:
+            for place in (*peer.places, *nodes.get(peer.name, ())):
                 if excluded.overlapping(place) is None:
                     self._places[place.version].append((int(place.network_address), peer.name))
         for places in self._places.values():

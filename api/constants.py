@@ -23,6 +23,7 @@ DEFAULT_KEEPALIVE: Final = 25  # seconds; below the 30 s after which many NATs f
 
 FWMARK: Final = 0x574B  # "WK"; on WireGuard's, the probes', the relay client's and the API client's sockets
 TABLE: Final = 22347  # 0x574B, our routing table
+FIRST_TABLE: Final = 22348  # what of it is asked before table main; see agent/routing/plan.py
 ROUTE_PROTOCOL: Final = 187  # tags our routes; not in rt_protos, so nobody else's
 
 VIRTUAL_IPV4: Final = "192.0.2.1"  # RFC 5737 documentation address: WireGuard's constant endpoint, never on a wire

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from .claims import Reserved, claim_addresses, claim_networks, reserved
+from .constants import MESH_NAME
+from .nodenetworks import claim_nodes, claim_pods
 from .reading import Address, Network, Object, PeerReader, Problem, Reading
-from .v1alpha1 import MeshStatus, WireKubeMesh, WireKubePeer
+from .v1alpha1 import WireKubeMesh, WireKubePeer
+
+_NO_MESH: Object = {"metadata": {"name": MESH_NAME}}
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class EffectivePeer:
         name: of the Peer and its Node.
         public_key: 32 bytes.
         addresses: own mesh addresses.
-        networks: everything that is reached through this peer: own mesh addresses and accepted allowedIPs.
+        networks: everything that is reached through this peer: own mesh addresses, accepted allowedIPs, `preferred`.
+        preferred: the Node's own addresses and pod ranges: they go through the mesh whatever other way there is.
         peer: the object it was made from.
     """
 
@@ -33,6 +38,7 @@ class EffectivePeer:
     public_key: bytes
     addresses: tuple[Address, ...]
     networks: frozenset[Network]
+    preferred: frozenset[Network]
     peer: WireKubePeer
 
 
@@ -81,10 +87,10 @@ def mesh_ranges(mesh: Object | None) -> tuple[Network, ...]:
 def reservations(mesh: Object | None, servers: Iterable[Address] = ()) -> Reserved:
     """Return what no Peer may announce, by the Mesh (nothing when there is none or it is malformed) and `servers`."""
     try:
-        status = WireKubeMesh.model_validate(mesh).status if mesh else MeshStatus()
+        parsed = WireKubeMesh.model_validate(mesh or _NO_MESH)
     except ValidationError:
-        status = MeshStatus()
-    return reserved(status, servers)
+        parsed = WireKubeMesh.model_validate(_NO_MESH)
+    return reserved(parsed, servers)
 
 
 def _accepted(peer: Reading) -> bool:
@@ -105,20 +111,19 @@ def _decide(readings: Iterable[Reading | Problem], kept_free: Reserved, admits: 
             problems.append(each)
     peers.sort(key=lambda peer: peer.age)
     owners = _owners(peers, admits, problems)
-    # Addresses of all Peers count, also of those without a key yet: nobody's allowedIP may take them.
+    # Networks of all Peers count, also of those without a key yet: nobody else may take them.
     addresses = claim_addresses(peers, problems)
-    networks = claim_networks(peers, addresses, kept_free, problems)
-    members = tuple(
-        EffectivePeer(
-            owner.name,
-            owner.key,
-            tuple(network.network_address for network in addresses[owner.name]),
-            networks.get(owner.name, frozenset()).union(addresses[owner.name]),
-            owner.peer,
-        )
-        for owner in owners
-    )
-    return Effective(members, tuple(problems))
+    pods = claim_pods(peers, addresses, kept_free, problems)
+    nodes = claim_nodes(peers, addresses, pods, kept_free, problems)
+    allowed = claim_networks(peers, addresses, kept_free, problems, nodes, pods)
+    members = []
+    for owner in owners:
+        own, none = addresses[owner.name], frozenset[Network]()
+        preferred = nodes.get(owner.name, none) | pods.get(owner.name, none)
+        networks = allowed.get(owner.name, none).union(own, preferred)
+        hosts = tuple(network.network_address for network in own)
+        members.append(EffectivePeer(owner.name, owner.key, hosts, networks, preferred, owner.peer))
+    return Effective(tuple(members), tuple(problems))
 
 
 def _owners(peers: Iterable[Reading], admits: Callable[[Reading], bool], problems: list[Problem]) -> list[Reading]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network
 
 Network = IPv4Network | IPv6Network
@@ -18,14 +19,16 @@ class Intervals:
 
     def overlapping(self, network: Network) -> tuple[Network, str] | None:
         """Return one member that overlaps the network, with its words, or None."""
-        items = self._items[network.version]
-        last = int(network.broadcast_address)
-        # Members do not overlap, so only the last one that starts before our end can reach into it.
-        index = bisect_right(self._starts[network.version], last) - 1
-        if index < 0:
-            return None
-        found = items[index]
-        return found if int(found[0].broadcast_address) >= int(network.network_address) else None
+        return next(self.all_overlapping(network), None)
+
+    def all_overlapping(self, network: Network) -> Iterator[tuple[Network, str]]:
+        """Yield all members that overlap the network, with their words, the last one first."""
+        items, first = self._items[network.version], int(network.network_address)
+        index = bisect_right(self._starts[network.version], int(network.broadcast_address)) - 1
+        # Members do not overlap, so those before one that ends before our start do not reach us either.
+        while index >= 0 and int(items[index][0].broadcast_address) >= first:
+            yield items[index]
+            index -= 1
 
     def add_new(self, network: Network, words: str) -> None:
         """Add a network unless it overlaps a member."""

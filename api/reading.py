@@ -33,8 +33,8 @@ class Problem:
 
     Attributes:
         peer: name of the Peer.
-        reason: CamelCase: Malformed, KeyNotAccepted, DuplicateKey, AddressMalformed, AddressTaken, AllowedIPMalformed,
-            AllowedIPOverlaps.
+        reason: CamelCase: Malformed, KeyNotAccepted, DuplicateKey, AddressMalformed, AddressTaken, and those of `claims`
+            and `nodenetworks`.
         message: for people.
     """
 
@@ -69,12 +69,22 @@ class Reading:
     @cached_property
     def addresses(self) -> tuple[tuple[str, Network | None], ...]:
         """Mesh addresses; None for what is no network."""
-        return tuple((text, _network(text)) for text in self.peer.spec.addresses)
+        return tuple((text, readable_network(text)) for text in self.peer.spec.addresses)
 
     @cached_property
     def allowed(self) -> tuple[tuple[str, Network | None], ...]:
         """The same of the allowedIPs."""
-        return tuple((text, _network(text)) for text in self.peer.spec.allowed_ips)
+        return tuple((text, readable_network(text)) for text in self.peer.spec.allowed_ips)
+
+    @cached_property
+    def node_addresses(self) -> tuple[tuple[str, Network | None], ...]:
+        """The same of the Node's addresses."""
+        return tuple((text, readable_network(text)) for text in self.peer.spec.node_addresses)
+
+    @cached_property
+    def pod_cidrs(self) -> tuple[tuple[str, Network | None], ...]:
+        """The same of the Node's pod ranges."""
+        return tuple((text, readable_network(text)) for text in self.peer.spec.pod_cidrs)
 
     @cached_property
     def places(self) -> tuple[Network, ...]:
@@ -82,7 +92,7 @@ class Reading:
         manual = [self.peer.spec.endpoint] if self.peer.spec.endpoint else []
         texts = [*(each.endpoint for each in self.peer.status.candidates), *manual]
         hosts = dict.fromkeys(text.rpartition(":")[0].strip("[]") for text in texts)
-        return tuple(ip_network(ip) for host in hosts if (ip := _address(host)) is not None)
+        return tuple(ip_network(ip) for host in hosts if (ip := readable_address(host)) is not None)
 
 
 class PeerReader:
@@ -136,14 +146,16 @@ def explain(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc'])) or 'object'}: {first['msg']}"
 
 
-def _network(text: str) -> Network | None:
+def readable_network(text: str, *, strict: bool = True) -> Network | None:
+    """Return a network; None for what is none, or (if `strict`) has bits beyond its length."""
     try:
-        return ip_network(text)
+        return ip_network(text, strict=strict)
     except ValueError:
         return None
 
 
-def _address(text: str) -> Address | None:
+def readable_address(text: str) -> Address | None:
+    """Return an address; None for a name."""
     try:
         return ip_address(text)
     except ValueError:

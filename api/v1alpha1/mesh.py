@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from ..constants import DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU
 from .base import (
+    Cidr,
     Conditions,
     HostPort,
     IpAddress,
@@ -83,6 +84,17 @@ class RelaySpec(Model):
     """Settings of the provider managed."""
 
 
+class RoutingSpec(Model):
+    """What goes through the mesh besides the mesh addresses and the allowedIPs of Peers."""
+
+    node_addresses: Literal["mesh", "internal"] = "mesh"
+    """mesh: nodes reach each other at mesh addresses. internal: also at the private InternalIPs of their Nodes, so that kubectl logs and exec and an unchanged CNI work across NATs."""
+    pod_cidrs: Annotated[bool, Field(alias="podCIDRs")] = False
+    """Whether the pod ranges of the Nodes go through the mesh, for CNIs that route pods plainly through the Nodes' addresses. An overlay CNI needs nodeAddresses alone."""
+    exclude_cidrs: Annotated[tuple[Cidr, ...], Field(alias="excludeCIDRs", max_length=64)] = ()
+    """Networks that never go through the mesh: an allowedIP, a Node's address or a pod range that overlaps one is left out as a whole, and a condition of its Peer says so."""
+
+
 class MeshSpec(Model):
     """What the mesh should be."""
 
@@ -105,6 +117,8 @@ class MeshSpec(Model):
     """STUN servers, HOST:PORT: none, or two to eight. Two are needed to recognise a symmetric NAT."""
     relay: RelaySpec = RelaySpec()
     """When and through what packets are relayed."""
+    routing: RoutingSpec = RoutingSpec()
+    """What goes through the mesh besides the mesh addresses and the allowedIPs of Peers."""
     mesh_cidr: Annotated[NetworkCidr | None, Field(alias="meshCIDR")] = None
     """IPv4 range of the mesh addresses. Absent: the operator picks one that overlaps nothing it sees, once."""
     mesh_cidr6: Annotated[NetworkCidr | None, Field(alias="meshCIDR6")] = None

@@ -11,6 +11,8 @@ from .base import Cidr, Conditions, HostPort, HostPrefix, IpPort, Metadata, Mode
 
 NatBehaviour = Literal["EndpointIndependent", "AddressDependent", "AddressAndPortDependent", "Unknown"]
 CandidateType = Literal["manual", "host", "ipv6", "serverReflexive", "peerReflexive", "portMapped"]
+MOST_NODE_ADDRESSES = 16
+MOST_POD_CIDRS = 8
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -22,7 +24,11 @@ class PeerSpec(Model):
     endpoint: HostPort | None = None
     """Where others reach the node, before all that is discovered. Set by the operator from the Node's annotation wirekube.io/endpoint."""
     allowed_ips: Annotated[tuple[Cidr, ...], Field(alias="allowedIPs", max_length=64)] = ()
-    """Further networks behind this node. One that overlaps the mesh, an address of another node of the mesh or of the API server, or what an older Peer has, is left out; the condition AllowedIPsAccepted says so."""
+    """Further networks behind this node. One that overlaps the mesh, an address of another node of the mesh or of the API server, what a Node has, or what an older Peer has, is left out; the condition AllowedIPsAccepted says so."""
+    node_addresses: Annotated[tuple[HostPrefix, ...], Field(max_length=MOST_NODE_ADDRESSES)] = ()
+    """Private InternalIPs of the Node, when the Mesh's routing.nodeAddresses is internal. Set by the operator. What cannot go through the mesh is left out; the condition NodeAddressesAccepted says why."""
+    pod_cidrs: Annotated[tuple[Cidr, ...], Field(alias="podCIDRs", max_length=MOST_POD_CIDRS)] = ()
+    """Pod ranges of the Node, when the Mesh's routing.podCIDRs is true. Set by the operator. One that overlaps another Peer's, the mesh or an API server is left out; the condition PodCIDRsAccepted says so."""
     persistent_keepalive: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Seconds between keepalives that others send to this node, 0 for none. Absent: as NAT needs it."""
 
@@ -93,7 +99,7 @@ class PeerStatus(Model):
     not_direct: Annotated[tuple[NotDirect, ...], Field(max_length=16, json_schema_extra=by_name())] = ()
     """Peers that are not reached directly, at most 16 of them, with the reason."""
     conditions: Conditions = ()
-    """Ready and KeyAccepted are the operator's, the others the agent's."""
+    """Ready and those that end in Accepted are the operator's, the others the agent's."""
 
 
 class WireKubePeer(Model):

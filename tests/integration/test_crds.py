@@ -36,7 +36,14 @@ def test_the_schemas_are_structural(cluster: Any) -> None:
 def test_defaults_are_filled_in(cluster: Any) -> None:
     spec = json.loads(dry(cluster, "WireKubeMesh", {}).stdout)["spec"]
     relay = {"mode": "auto", "handshakeTimeoutSeconds": 30, "directRetryIntervalSeconds": 120}
-    assert spec == {"listenPort": 51820, "interfaceName": "wire_kube", "mtu": 1420, "relay": relay}
+    routing = {"nodeAddresses": "mesh", "podCIDRs": False}
+    assert spec == {
+        "listenPort": 51820,
+        "interfaceName": "wire_kube",
+        "mtu": 1420,
+        "relay": relay,
+        "routing": routing,
+    }
 
 
 def test_the_sample_is_taken(cluster: Any) -> None:
@@ -55,6 +62,9 @@ def test_the_sample_is_taken(cluster: Any) -> None:
         ({"relay": {"mode": "always"}}, "relay.provider must say which"),
         ({"relay": {"external": {"endpoint": "a:1", "transport": "udp"}}}, 'supported values: "tcp"'),
         ({"meshCIDR": "0.0.0.0/0"}, "not a default route"),
+        ({"routing": {"nodeAddresses": "all"}}, 'supported values: "mesh", "internal"'),
+        ({"routing": {"podCIDRs": "yes"}}, "must be of type boolean"),
+        ({"routing": {"excludeCIDRs": ["10.0.0.1"]}}, "must be ADDRESS/LENGTH"),
         ({"mtu": 1000}, "greater than or equal to 1280"),
     ],
 )
@@ -74,6 +84,8 @@ def test_a_mesh_has_one_name(cluster: Any) -> None:
         ({"allowedIPs": ["10.0.0.0"]}, "must be ADDRESS/LENGTH"),
         ({"allowedIPs": [f"10.0.{i}.0/24" for i in range(65)]}, "at most 64"),
         ({"addresses": ["198.18.0.0/24"]}, "must be one address"),
+        ({"nodeAddresses": ["192.168.1.0/24"]}, "must be one address"),
+        ({"podCIDRs": ["::/0"]}, "not a default route"),
         ({"endpoint": "nowhere"}, "must be HOST:PORT"),
         ({"persistentKeepalive": 65536}, "less than or equal to 65535"),
     ],
@@ -87,6 +99,8 @@ def test_a_full_peer_is_taken(cluster: Any) -> None:
         "addresses": ["198.18.3.4/32", "fd12::304/128"],
         "endpoint": "[2001:db8::1]:51820",
         "allowedIPs": ["10.0.0.0/24", "fd77:1::/64"],
+        "nodeAddresses": ["192.168.1.5/32", "fd77::5/128"],
+        "podCIDRs": ["10.244.1.0/24", "fd01:1::/64"],
         "persistentKeepalive": 0,
     }
     assert json.loads(dry(cluster, "WireKubePeer", spec).stdout)["spec"] == spec
@@ -94,4 +108,6 @@ def test_a_full_peer_is_taken(cluster: Any) -> None:
 
 def test_kubectl_explains_fields_and_knows_short_names(cluster: Any) -> None:
     assert "Absent: no relay" in cluster.kubectl("explain", "wkmesh.spec.relay.provider").stdout
+    assert "private InternalIPs" in cluster.kubectl("explain", "wkmesh.spec.routing.nodeAddresses").stdout
+    assert "NodeAddressesAccepted" in cluster.kubectl("explain", "wkpeer.spec.nodeAddresses").stdout
     assert "No resources found" in cluster.kubectl("get", "wkpeer,wkmesh", "-l", "none=none").stderr

@@ -30,6 +30,7 @@ def test_defaults() -> None:
         "mtu": 1420,
         "stunServers": (),
         "relay": {"mode": "auto", "handshakeTimeoutSeconds": 30, "directRetryIntervalSeconds": 120},
+        "routing": {"nodeAddresses": "mesh", "podCIDRs": False, "excludeCIDRs": ()},
     }
 
 
