@@ -18,7 +18,9 @@ from ..runtime.events import EventRecorder
 from ..runtime.objects import Key, Kind, Object
 from ..runtime.reflector import Event
 from ..runtime.store import Store
-from .kinds import MESH_KEY, PEER, conditions_of, now_iso, seniority, spec_of, status_of, uid_of
+from . import networks
+from .kinds import MESH_KEY, PEER, conditions_of, now_iso, seniority, status_of, uid_of
+from .networks import routing_of
 from .nodes import EndpointError, annotated_endpoint, wants_mesh
 from .peers import ours
 from .verdicts import Verdict, conditions, transitions, unchanged
@@ -26,8 +28,7 @@ from .verdicts import Verdict, conditions, transitions, unchanged
 READY = "Ready"
 DATA_PLANE_READY = "DataPlaneReady"  # the agent's
 ENDPOINT_ACCEPTED = "EndpointAccepted"
-ALLOWED_IPS_ACCEPTED = "AllowedIPsAccepted"
-OWNED = (KEY_ACCEPTED, ENDPOINT_ACCEPTED, ALLOWED_IPS_ACCEPTED, READY)
+OWNED = (KEY_ACCEPTED, ENDPOINT_ACCEPTED, *networks.CONDITIONS, READY)
 
 # There are no Leases of agents yet: nobody notices that one has gone silent.
 READY_MESSAGE = (
@@ -37,7 +38,6 @@ READY_MESSAGE = (
 REPORT_SECONDS = 20.0  # from a Peer's creation until its agent is called silent; a started one takes about two
 
 BY_KEY = "publicKey"
-WITH_ALLOWED_IPS = "allowedIPs"
 _LONGEST_MESSAGE = 1000
 
 
@@ -74,8 +74,8 @@ class PeerStatusReconciler:
 
     Args:
         client: writes statuses.
-        nodes: for the annotation.
-        meshes: the Mesh, for its ranges.
+        nodes: for the annotation and the addresses.
+        meshes: the Mesh, for its ranges and routing.
         peers: all Peers, with the indexes of `add_indexes`.
         events: for Events on Peers.
         clock: Unix seconds.
@@ -129,7 +129,8 @@ class PeerStatusReconciler:
         return min(REPORT_SECONDS, max(0.0, REPORT_SECONDS - age))
 
     def _tell(self, peer: Object, news: Verdict) -> None:
-        kind: Literal["Normal", "Warning"] = "Normal" if news.status == "True" else "Warning"
+        fine = news.status == "True" or news.reason in networks.EXPECTED
+        kind: Literal["Normal", "Warning"] = "Normal" if fine else "Warning"
         self._events.event(peer, kind, news.reason, f"Judge{news.type}", news.message or news.type)
 
     def _judge(self, key: Key, peer: Object, *, silent: bool) -> list[Verdict]:
@@ -139,9 +140,9 @@ class PeerStatusReconciler:
             return [Verdict(READY, "False", parsed.reason, parsed.message[:_LONGEST_MESSAGE])]
         accepts = self._judge_membership(peer) or self._judge_key(peer)
         endpoint = judge_endpoint(self._nodes.get(key))
-        networks = self._judge_networks(peer)
         ready = judge_ready(key[1], accepts, conditions_of(peer), silent=silent)
-        return [verdict for verdict in (accepts, endpoint, networks, ready) if verdict is not None]
+        verdicts = accepts, endpoint, *self._judge_networks(peer), ready
+        return [verdict for verdict in verdicts if verdict is not None]
 
     def _judge_membership(self, peer: Object) -> Verdict | None:
         return judge_membership(peer, self._nodes.get(("", peer["metadata"]["name"])))
@@ -154,12 +155,13 @@ class PeerStatusReconciler:
         owner = self._owners.of(key, [each for each in claimants if self._judge_membership(each) is None])
         return judge_key(peer, key, owner)
 
-    def _judge_networks(self, peer: Object) -> Verdict | None:
-        if not spec_of(peer).get("allowedIPs"):
-            return None
-        name = peer["metadata"]["name"]
-        effective = self._effective.decide(self._meshes.get(MESH_KEY), self._peers.items().values())
-        return judge_networks([p for p in effective.problems if p.peer == name and p.reason.startswith("AllowedIP")])
+    def _judge_networks(self, peer: Object) -> list[Verdict]:
+        mesh, name = self._meshes.get(MESH_KEY), peer["metadata"]["name"]
+        problems = networks.outside_problems(self._nodes.get(("", name)), self._nodes, routing_of(mesh))
+        if networks.has_any(peer):
+            effective = self._effective.decide(mesh, self._peers.items().values())
+            problems += [problem for problem in effective.problems if problem.peer == name]
+        return networks.judge_networks(peer, problems)
 
 
 def judge_membership(peer: Object, node: Object | None) -> Verdict | None:
@@ -199,14 +201,6 @@ def judge_endpoint(node: Object | None) -> Verdict | None:
     return Verdict(ENDPOINT_ACCEPTED, "True", "Accepted", f"others reach the node at {endpoint}")
 
 
-def judge_networks(problems: list[Problem]) -> Verdict:
-    """Return AllowedIPsAccepted for a Peer with allowedIPs."""
-    if not problems:
-        return Verdict(ALLOWED_IPS_ACCEPTED, "True", "Accepted", "all allowedIPs are in use")
-    message = "left out: " + "; ".join(problem.message for problem in problems)
-    return Verdict(ALLOWED_IPS_ACCEPTED, "False", problems[0].reason, message[:_LONGEST_MESSAGE])
-
-
 def judge_ready(name: str, key: Verdict, present: list[dict[str, str]], *, silent: bool) -> Verdict:
     """Return Ready: the key is accepted and the agent says that its data plane is.
 
@@ -242,31 +236,33 @@ def accepted(peer: Object) -> str | None:
 
 
 def add_indexes(peers: Store) -> None:
-    """Make the store of Peers ready for the reconciler and its mappers."""
+    """Make the store of Peers ready for the reconciler and its mappers, beside `networks.add_indexes`."""
     peers.add_index(BY_KEY, _keys_of)
-    peers.add_index(WITH_ALLOWED_IPS, lambda peer: ["yes"] if spec_of(peer).get("allowedIPs") else [])
 
 
 def peer_to_peers(peers: Store) -> Callable[[Event], set[Key]]:
-    """Return a mapper: a Peer concerns itself, all that claim its key, and, by what it takes, all with allowedIPs."""
+    """Return a mapper: a Peer concerns itself, all that claim its key, and, by what it takes, all with networks."""
 
     def mapper(event: Event) -> set[Key]:
         objects = [obj for obj in (event.old, event.new) if obj is not None]
         related = [other for obj in objects for key in _keys_of(obj) for other in peers.by_index(BY_KEY, key)]
-        if event.old is None or event.new is None or _networks(event.old) != _networks(event.new):
-            related += peers.by_index(WITH_ALLOWED_IPS, "yes")
+        related += networks.related_peers(peers, event)
         return {event.key} | {("", other["metadata"]["name"]) for other in related}
 
     return mapper
 
 
 def mesh_to_peers(peers: Store) -> Callable[[Event], list[Key]]:
-    """Return a mapper: ranges and API servers that are new concern the Peers with allowedIPs."""
+    """Return a mapper: ranges and API servers that are new concern the Peers with networks, other routing concerns all."""
 
     def mapper(event: Event) -> list[Key]:
-        if event.key != MESH_KEY or reservations(event.old) == reservations(event.new):
+        if event.key != MESH_KEY:
             return []
-        return [("", peer["metadata"]["name"]) for peer in peers.by_index(WITH_ALLOWED_IPS, "yes")]
+        if routing_of(event.old) != routing_of(event.new):
+            return list(peers.items())
+        if reservations(event.old) == reservations(event.new):
+            return []
+        return [("", peer["metadata"]["name"]) for peer in peers.by_index(networks.WITH_NETWORKS, "yes")]
 
     return mapper
 
@@ -274,12 +270,6 @@ def mesh_to_peers(peers: Store) -> Callable[[Event], list[Key]]:
 def _keys_of(peer: Object) -> list[str]:
     key = status_of(peer).get("publicKey")
     return [key] if key and isinstance(key, str) else []
-
-
-def _networks(peer: Object) -> tuple[object, ...]:
-    """Return what others may not announce because of this Peer."""
-    spec = spec_of(peer)
-    return spec.get("addresses"), spec.get("allowedIPs"), spec.get("endpoint"), status_of(peer).get("candidates")
 
 
 def _identity(peer: Object) -> tuple[str, str]:

@@ -21,9 +21,11 @@ from ..runtime.manager import Manager
 from ..runtime.reflector import Reflector
 from ..telemetry import Telemetry, setup
 from ..telemetry.logs import configure, get_logger
+from . import networks
 from .keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
 from .kinds import MESH, NODE, PEER
 from .mesh import MeshReconciler, node_to_mesh, to_mesh
+from .networks import node_to_nodes
 from .peers import PeerReconciler, mesh_to_nodes
 
 log = get_logger("operator")
@@ -78,17 +80,18 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> 
         client, NODE, resync=RESYNC, telemetry=telemetry, list_filter=lambda found: bool(found) or not len(nodes.store)
     )
     add_indexes(peers.store)
+    networks.add_indexes(nodes.store, peers.store)
     events = EventRecorder(client, COMPONENT, socket.gethostname(), telemetry)
     stores = (nodes.store, meshes.store, peers.store)
 
     node_controller = Controller("node", PeerReconciler(client, *stores, events), telemetry=telemetry)
-    node_controller.watches(nodes)
+    node_controller.watches(nodes, node_to_nodes(nodes.store))
     node_controller.watches(meshes, mesh_to_nodes(nodes.store))
     node_controller.watches(peers)
 
     status_controller = Controller("peer", PeerStatusReconciler(client, *stores, events), telemetry=telemetry)
     status_controller.watches(peers, peer_to_peers(peers.store))
-    status_controller.watches(nodes)
+    status_controller.watches(nodes, node_to_nodes(nodes.store))
     status_controller.watches(meshes, mesh_to_peers(peers.store))
 
     mesh_controller = Controller("mesh", MeshReconciler(client, *stores, events), telemetry=telemetry)

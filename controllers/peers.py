@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node to Peer: a Node with the label has a Peer of its name, with addresses; any other Node has none."""
+"""Node to Peer: a Node with the label has a Peer of its name, with addresses; any other Node has none.
+
+The Peer also gets those of the Node's own networks that the Mesh's routing asks for.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,12 @@ from ..runtime.reflector import Event
 from ..runtime.store import Store
 from ..telemetry.logs import get_logger
 from .kinds import MESH_KEY, NODE, PEER, seniority, spec_of, uid_of
+from .networks import routing_of, wanted_networks
 from .nodes import EndpointError, annotated_endpoint, wants_mesh
 
 log = get_logger("peers")
+
+_FIELDS = ("addresses", "endpoint", "nodeAddresses", "podCIDRs")  # of the spec, the operator's
 
 
 class Writer(Protocol):
@@ -37,7 +43,7 @@ class PeerReconciler:
 
     Args:
         client: writes Peers.
-        nodes: all Nodes.
+        nodes: all Nodes, with the index of `networks.add_indexes`.
         meshes: the Mesh, whose status names the ranges.
         peers: all Peers.
         events: for Events on Nodes.
@@ -61,10 +67,12 @@ class PeerReconciler:
             self._refused.pop(name, None)
             await self._remove(peer, node)
             return Result()
-        ranges = mesh_ranges(self._meshes.get(MESH_KEY))
+        mesh = self._meshes.get(MESH_KEY)
+        ranges = mesh_ranges(mesh)
         if not ranges or (peer is not None and peer["metadata"].get("deletionTimestamp")):
             return Result()  # the Mesh's status, or the end of the old Peer, queues us again
-        wanted = desired_peer(node, peer, self._addresses(name, node, peer, ranges), self._endpoint(node))
+        more = wanted_networks(node, self._nodes, routing_of(mesh))
+        wanted = desired_peer(node, peer, self._addresses(name, node, peer, ranges), self._endpoint(node), more)
         if not has_all(peer, wanted):
             await self._client.apply(PEER, wanted, field_manager=FIELD_MANAGER_OPERATOR)
             log.info("applied a Peer", peer=name, addresses=wanted["spec"]["addresses"])
@@ -111,12 +119,14 @@ class PeerReconciler:
         )
 
 
-def desired_peer(node: Object, peer: Object | None, addresses: Iterable[str], endpoint: str | None) -> dict[str, Any]:
+def desired_peer(
+    node: Object, peer: Object | None, addresses: Iterable[str], endpoint: str | None, more: dict[str, list[str]]
+) -> dict[str, Any]:
     """Return the full set of fields that the operator owns. With a uid it updates that very Peer and revives none."""
     name = node["metadata"]["name"]
     owner = {"apiVersion": NODE.group_version, "kind": NODE.kind, "name": name, "uid": uid_of(node)}
     metadata = {"name": name, "ownerReferences": [owner]} | ({"uid": uid_of(peer)} if peer is not None else {})
-    spec = {"addresses": list(addresses)} | ({"endpoint": endpoint} if endpoint is not None else {})
+    spec = {"addresses": list(addresses)} | ({"endpoint": endpoint} if endpoint is not None else {}) | more
     return {"metadata": metadata, "spec": spec}
 
 
@@ -125,7 +135,7 @@ def has_all(peer: Object | None, wanted: Object) -> bool:
     if peer is None:
         return False
     spec = spec_of(peer)
-    same = all(spec.get(field) == wanted["spec"].get(field) for field in ("addresses", "endpoint"))
+    same = all(spec.get(field) == wanted["spec"].get(field) for field in _FIELDS)
     # Another owner may stand beside ours; the garbage collector removes it when there is no such Node.
     return same and {uid_of_owner(each) for each in wanted["metadata"]["ownerReferences"]} <= set(owners_of(peer))
 
@@ -173,10 +183,10 @@ def taken_places(
 
 
 def mesh_to_nodes(nodes: Store) -> Callable[[Event], list[Key]]:
-    """Return a mapper: new ranges concern every Node."""
+    """Return a mapper: new ranges and other routing concern every Node."""
 
     def mapper(event: Event) -> list[Key]:
-        old, new = (mesh_ranges(obj) for obj in (event.old, event.new))
+        old, new = ((mesh_ranges(obj), routing_of(obj)) for obj in (event.old, event.new))
         return list(nodes.items()) if event.key == MESH_KEY and old != new else []
 
     return mapper

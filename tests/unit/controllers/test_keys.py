@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from wirekube.controllers import networks
 from wirekube.controllers.keys import (
     READY_MESSAGE,
     REPORT_SECONDS,
@@ -29,6 +30,7 @@ class World:
     def __init__(self, written: Any) -> None:
         self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
         add_indexes(self.peers)
+        networks.add_indexes(self.nodes, self.peers)
         self.now = datetime.fromisoformat(STAMP).timestamp() + 3600
         self.restart()
 

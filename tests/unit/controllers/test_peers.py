@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from wirekube.controllers import networks
 from wirekube.controllers.peers import PeerReconciler
 from wirekube.runtime.store import Store
 
@@ -28,6 +29,7 @@ def stored(body: dict[str, Any], **metadata: Any) -> dict[str, Any]:
 class World:
     def __init__(self, written: Any) -> None:
         self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
+        networks.add_indexes(self.nodes, self.peers)
         self.meshes.put({"metadata": {"name": "default"}, "status": {"meshCIDRs": ["10.9.0.0/29"]}})
         self.reconciler = PeerReconciler(written, self.nodes, self.meshes, self.peers, written)
 
