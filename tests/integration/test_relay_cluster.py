@@ -46,21 +46,18 @@ class Relay:
     """A relay's process, as the manifests start it."""
 
     def __init__(self, kubeconfig: str, log: Path, *arguments: str) -> None:
-        self.health, self._log = free_port(), log
-        log.touch()
+        self.health, self._log, self._out = free_port(), log, log.with_suffix(".out")
         argv = [*COMMAND, "--metrics", f"127.0.0.1:{self.health}", *arguments]
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(
-                argv, stdout=out, stderr=out, env=os.environ | {"KUBECONFIG": kubeconfig, "PYTHONUNBUFFERED": "1"}
-            )
+        environment = os.environ | {"KUBECONFIG": kubeconfig}
+        with log.open("wb") as err, self._out.open("wb") as out:
+            self.process = subprocess.Popen(argv, stdout=out, stderr=err, env=environment)
 
     def log(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text() + self._out.read_text()
 
     def started(self) -> Relay:
-        # Lines of another thread may stand between the two.
-        listening = until(lambda: re.search(r"^listening on (\S+)\n", self.log(), re.MULTILINE))
-        key = re.search(r"^relay public key: (\S+)\n", self.log(), re.MULTILINE)
+        listening = until(lambda: re.search(r"^listening on (\S+)\n", self._out.read_text(), re.MULTILINE))
+        key = re.search(r"^relay public key: (\S+)\n", self._out.read_text())
         assert key is not None
         self.key, self.address = base64.b64decode(key[1]), Endpoint.parse(listening[1])
         return self
