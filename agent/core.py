@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Literal
 
 import anyio
@@ -173,7 +174,7 @@ class Agent:
             say = log.info if problem.reason == "KeyNotAccepted" else log.warning
             say("left out", peer=problem.peer, reason=problem.reason, message=problem.message)
         self._said = problems
-        return mesh, own, peers
+        return mesh, replace(own, networks=self._reader.networks), peers
 
     def _servers(self) -> tuple[IPAddress, ...]:
         """Return the addresses of the API server as we are connected to it."""

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ..api.constants import FWMARK, VIRTUAL_IPV4
 from ..telemetry.logs import get_logger
-from ..wire.endpoint import Endpoint
+from ..wire.endpoint import Endpoint, IPAddress
 from .facts import MeshFacts, OwnFacts, PeerFacts
-from .plan import Legs, allocate_ports, device_config, held_ports, host_plan, steering_plan
+from .plan import Legs, allocate_ports, covered_endpoints, device_config, held_ports, host_plan, steering_plan
 from .routing.host import HostNetwork
 from .routing.source import Sources
 from .steering import table
@@ -53,6 +53,7 @@ class Desired:
         legs: by peer name.
         proxies: the relay client's proxy of each key.
         probe_port: port of the probe socket.
+        outside: our addresses that the others do not have in the mesh.
     """
 
     mesh: MeshFacts
@@ -61,6 +62,7 @@ class Desired:
     legs: Mapping[str, Legs]
     proxies: Mapping[bytes, Endpoint]
     probe_port: int
+    outside: frozenset[IPAddress] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,10 @@ class DataPlane:
         self._sources.forget()  # routes may have changed: that is one reason to be here
         await self.steer(desired)
         await self.configure(desired)
-        plan = host_plan(desired.mesh, desired.own, desired.peers)
+        # Packets from there to an address that is outside are looked for in table main, and pass as they are.
+        arriving = Sources().of(covered_endpoints(desired.peers, desired.legs)).values()
+        loose = frozenset[IPAddress](arriving) - desired.outside
+        plan = host_plan(desired.mesh, desired.own, desired.peers, desired.outside, loose)
         done = await self._host.reconcile(plan)
         self.problems = self._host.problems
         if done:
@@ -193,7 +198,7 @@ class DataPlane:
         self.ports = allocate_ports((peer.key for peer in desired.peers), self.ports)
         sources = self._sources.of({legs.direct.ip for legs in desired.legs.values() if legs.direct is not None})
         mesh, peers, legs, proxies = desired.mesh, desired.peers, desired.legs, desired.proxies
-        plan = steering_plan(mesh, peers, self.ports, legs, proxies, sources, desired.probe_port)
+        plan = steering_plan(mesh, peers, self.ports, legs, proxies, sources, desired.probe_port, desired.outside)
         await self._steering.apply(plan)
 
     async def configure(self, desired: Desired) -> None:

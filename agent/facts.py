@@ -64,12 +64,14 @@ class OwnFacts:
         uid: of the Peer object: one that was made anew has another.
         addresses: mesh addresses, IPV4/32 and IPV6/128.
         endpoint: what the Node's annotation says, HOST:PORT.
+        networks: all that others reach through this node, its addresses included; none while nobody knows its key.
     """
 
     name: str
     uid: str
     addresses: tuple[str, ...]
     endpoint: str | None
+    networks: frozenset[Network] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class PeerFacts:
         hosts: those of them that are addresses of its host.
         nat: what stands before it.
         keepalive: seconds; None leaves it to the agent.
+        preferred: those of the networks that go through the mesh whatever other way the host knows.
     """
 
     name: str
@@ -98,6 +101,7 @@ class PeerFacts:
     hosts: tuple[IPAddress, ...]
     nat: NatFacts
     keepalive: int | None = None
+    preferred: frozenset[Network] = frozenset()
 
 
 def parse_mesh(mesh: Object) -> MeshFacts | Problem:
@@ -136,9 +140,13 @@ class PeerFactsReader:
 
     Args:
         own: name of our own.
+
+    Attributes:
+        networks: our own Peer's, as the others have them.
     """
 
     def __init__(self, own: str) -> None:
+        self.networks: frozenset[Network] = frozenset()
         self._own, self._effective = own, EffectivePeers(unjudged=True)
         self._known: dict[str, tuple[EffectivePeer, PeerFacts]] = {}
 
@@ -153,16 +161,19 @@ class PeerFactsReader:
             servers: addresses of the API servers that we are connected to.
         """
         effective = self._effective.decide(mesh, peers, servers)
-        before, self._known = self._known, {}
+        before, self._known, self.networks = self._known, {}, frozenset()
         for each in effective.peers:
-            if each.name != self._own:
+            if each.name == self._own:
+                self.networks = each.networks
+            else:
                 known = before.get(each.name)
                 self._known[each.name] = known if known is not None and _same(known[0], each) else (each, _peer(each))
         return tuple(facts for _, facts in self._known.values()), effective.problems
 
 
 def _same(one: EffectivePeer, other: EffectivePeer) -> bool:
-    return one.peer is other.peer and (one.addresses, one.networks) == (other.addresses, other.networks)
+    same = (one.addresses, one.networks, one.preferred) == (other.addresses, other.networks, other.preferred)
+    return one.peer is other.peer and same
 
 
 def nat_facts(status: PeerStatus) -> NatFacts:
@@ -204,6 +215,7 @@ def _peer(effective: EffectivePeer) -> PeerFacts:
         hosts=tuple(endpoint.ip for kind, endpoint in listed if kind == "host"),
         nat=nat_facts(peer.status),
         keepalive=peer.spec.persistent_keepalive,
+        preferred=effective.preferred,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..telemetry import Telemetry
 from ..telemetry.logs import get_logger
@@ -16,7 +17,8 @@ from .nat.socket import ProbeSocket
 from .paths.candidates import Candidate, own_candidates
 from .resolve import Resolver
 from .routing.host import HostNetwork
-from .routing.plan import Interface
+from .routing.model import Interface
+from .surroundings import Surroundings
 
 log = get_logger("agent.local")
 
@@ -35,6 +37,7 @@ class Local:
         attached: addresses that others may try, with their networks.
         underlay: the address that WireGuard's packets leave with; None without a route.
         candidates: what others are told, best first.
+        around: what stands around this host.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Local:
         self.attached: tuple[Interface, ...] = ()
         self.underlay: str | None = None
         self.candidates: tuple[Candidate, ...] = ()
+        self.around = Surroundings()
         self._nat = NatWatcher(
             probes, self._servers, self._own, self._report, telemetry, random.SystemRandom(), reached
         )
@@ -82,6 +86,8 @@ class Local:
         """
         before = (self.attached, self.underlay)
         self.attached = tuple(await self._host.attached())
+        own, hops = await self._host.surroundings()
+        self.around = Surroundings(own, hops, self._resolver.servers())
         underlay = await self._host.underlay()
         self.underlay = str(underlay.address) if underlay else None
         if before == (self.attached, self.underlay):
@@ -90,6 +96,11 @@ class Local:
         self._nat.network_changed()
         self._publish()
         return True
+
+    def read_resolvers(self) -> bool:
+        """Read the name servers again, of whose change nobody notifies; True when there are others."""
+        before, self.around = self.around, replace(self.around, resolvers=self._resolver.servers())
+        return before != self.around
 
     async def discover(self) -> None:
         """Ask STUN servers until cancelled; the steering table must stand, for they are asked through WireGuard's port."""

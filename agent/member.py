@@ -36,6 +36,7 @@ from .resolve import Resolver
 from .routing.host import HostNetwork
 from .steering import table
 from .steering.table import SteeringError
+from .surroundings import fitting, outside
 from .vicinity import local_nat, seen_nat
 from .wireguard.backend import BackendError
 
@@ -63,6 +64,8 @@ class Member:
         transition: called with each change of a path.
 
     Attributes:
+        peers: all other nodes, by name, with the networks that this host can have.
+        left_out: networks that this host cannot have, with the reason.
         problem: (reason, message) why the data plane is not ready; None when it is.
     """
 
@@ -86,6 +89,8 @@ class Member:
         self.mesh: MeshFacts | None = None
         self.own: OwnFacts | None = None
         self.peers: dict[str, PeerFacts] = {}
+        self._told: tuple[PeerFacts, ...] = ()  # with the networks that this host cannot have, too
+        self.left_out: tuple[str, ...] = ()
         self.problem: tuple[str, str] | None = ("Starting", "the data plane is being set up")
         self.relay_view = RelayView()
         self._server: frozenset[tuple[str, int]] = frozenset()
@@ -113,12 +118,12 @@ class Member:
         self, mesh: MeshFacts, own: OwnFacts, peers: tuple[PeerFacts, ...], server: frozenset[tuple[str, int]]
     ) -> None:
         """Take the facts; what differs is acted on."""
-        news = (mesh, own, {peer.name: peer for peer in peers}, server)
-        if news == (self.mesh, self.own, self.peers, self._server):
+        news = (mesh, own, peers, server)
+        if news == (self.mesh, self.own, self._told, self._server):
             return
         relays_changed = self.mesh is None or self.mesh.relays != mesh.relays
         endpoint_changed = self.own is None or self.own.endpoint != own.endpoint
-        self.mesh, self.own, self.peers, self._server = news
+        self.mesh, self.own, self._told, self._server = news
         if relays_changed or endpoint_changed:
             self._resolve_again.set()
         self.local.configure(mesh.listen_port, mesh.stun_servers)
@@ -129,6 +134,8 @@ class Member:
 
     def _follow_peers(self) -> None:
         """Make proxies and paths for the peers that are there, and only for those."""
+        fit, self.left_out = fitting(self._told, self.local.around, self.mesh.ranges if self.mesh else ())
+        self.peers = {peer.name: peer for peer in fit}
         keys = {peer.key for peer in self.peers.values()}
         for key in [key for key in self._proxies if key not in keys]:
             self.relay.remove_peer(key)
@@ -166,6 +173,7 @@ class Member:
             stats=self.plane.stats,
             problem=self.problem,
             refused=self.plane.problems,
+            left_out=self.left_out,
         )
 
     # Tasks.
@@ -225,7 +233,8 @@ class Member:
             return None
         proxies = {key: proxy for key, proxy in self._proxies.items() if proxy != NO_PROXY}
         peers = tuple(self.peers.values())
-        return Desired(self.mesh, self.own, peers, dict(self.driver.legs), proxies, self.probes.port)
+        away = outside(self.local.attached, self.own, peers)
+        return Desired(self.mesh, self.own, peers, dict(self.driver.legs), proxies, self.probes.port, away)
 
     def _works(self) -> None:
         if self.problem is not None:
@@ -284,6 +293,8 @@ class Member:
     async def _verify(self) -> None:
         while True:
             await asyncio.sleep(VERIFY_HOST_SECONDS)
+            if self.local.read_resolvers():
+                self._follow_peers()
             self._mark_all()
 
     async def _guard_table(self) -> None:
@@ -303,10 +314,13 @@ class Member:
             await self._host_changed.wait()
             self._host_changed.clear()
             try:
+                before = self.local.around
                 if await self.local.look() and self.mesh is not None:
                     self.relay.set_underlay(self.local.underlay, self.mesh.listen_port)
                     self._follow_peers()
                     self.driver.network_changed()
+                elif before != self.local.around:
+                    self._follow_peers()
             except Failure as error:
                 self._failed(error)
             self._mark_all()

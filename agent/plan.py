@@ -12,15 +12,16 @@ matter of the steering table alone, so a change of path never touches WireGuard.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address, ip_interface
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 
+from ..api.claims import covering
 from ..api.constants import FWMARK, VIRTUAL_IPV4
 from ..wire.endpoint import Endpoint, IPAddress
 from .facts import MeshFacts, OwnFacts, PeerFacts, keepalive_of
 from .relayclient import opens
-from .routing.plan import HostPlan
+from .routing.model import HostPlan
 from .steering.plan import PeerSteering, SteeringPlan, plan_of
 from .wireguard.device import DeviceConfig, PeerConfig, PeerStats, public_key_of
 
@@ -119,10 +120,12 @@ def steering_plan(
     proxies: Mapping[bytes, Endpoint],
     sources: Mapping[IPAddress, IPv4Address],
     probe_port: int,
+    outside: Iterable[IPAddress] = (),
 ) -> SteeringPlan:
     """Return the steering table: the leg in use for each peer, and whose packets are taken for whose.
 
-    `sources` has our address on the way to each direct leg; a proxy gets its packets from its own address.
+    `sources` has our address on the way to each direct leg; a proxy gets its packets from its own address. `outside` are
+    our addresses that others do not have in the mesh.
     """
     entries = []
     for peer in peers:
@@ -136,17 +139,44 @@ def steering_plan(
                 accept=mine.accept | ({proxy} if proxy else set()),
             )
         )
-    return plan_of(mesh.listen_port, probe_port, entries)
+    return plan_of(mesh.listen_port, probe_port, entries, (ip for ip in outside if isinstance(ip, IPv4Address)))
 
 
-def host_plan(mesh: MeshFacts, own: OwnFacts, peers: Iterable[PeerFacts]) -> HostPlan:
-    """Return interface, addresses and routes. Each mesh address is a host address: routes come from peers alone."""
+def covered_endpoints(peers: Collection[PeerFacts], legs: Mapping[str, Legs]) -> set[IPAddress]:
+    """Return the addresses at which peers are or may be reached that lie in networks which are routed into the mesh."""
+    if not any(len(peer.networks) > len(peer.addresses) for peer in peers):
+        return set()
+    routed = covering(network for peer in peers for network in peer.networks)
+    endpoints = {each for peer in peers for each in (*peer.candidates, peer.endpoint) if each is not None}
+    endpoints |= {each for mine in legs.values() for each in mine.accept}
+    return {ip for ip in {each.ip for each in endpoints} if routed.overlapping(ip_network(ip)) is not None}
+
+
+def host_plan(
+    mesh: MeshFacts,
+    own: OwnFacts,
+    peers: Collection[PeerFacts],
+    outside: frozenset[IPAddress] = frozenset(),
+    loose: frozenset[IPAddress] = frozenset(),
+) -> HostPlan:
+    """Return interface, addresses and routes. Each mesh address is a host address: routes come from peers alone.
+
+    Args:
+        mesh: interface and MTU.
+        own: our addresses.
+        peers: what is reached through them.
+        outside: our addresses that others do not have in the mesh.
+        loose: our addresses at which packets arrive from `covered_endpoints`.
+    """
     addresses = tuple(ip_interface(address) for address in own.addresses)
     return HostPlan(
         interface=mesh.interface,
         mtu=mesh.mtu,
         addresses=addresses,
         routes=frozenset(network for peer in peers for network in peer.networks),
+        preferred=frozenset(network for peer in peers for network in peer.preferred),
+        outside=outside,
+        loose=loose,
         source4=next((a.ip for a in addresses if isinstance(a.ip, IPv4Address)), None),
         source6=next((a.ip for a in addresses if not isinstance(a.ip, IPv4Address)), None),
     )

@@ -32,6 +32,7 @@ ENDPOINT_DISCOVERED = "EndpointDiscovered"
 RELAY_CONNECTED = "RelayConnected"
 KEY_PERSISTED = "KeyPersisted"
 PEERS_REACHABLE = "PeersReachable"
+NODE_NETWORKS_ROUTED = "NodeNetworksRouted"
 _WORST_FIRST = (State.UNREACHABLE, State.CONNECTING, State.RELAYED)
 _HOW = {
     Kind.MANUAL: ("Annotation", "the Node's annotation says so"),
@@ -72,6 +73,7 @@ class NodeView:
         stats: WireGuard's counters of each key.
         problem: (reason, message) why the data plane is not ready.
         refused: what the host refused while the rest works.
+        left_out: networks of other Nodes that this host cannot have, with the reason.
     """
 
     node: str
@@ -92,6 +94,7 @@ class NodeView:
     stats: Mapping[bytes, PeerStats] = field(default_factory=dict)
     problem: tuple[str, str] | None = ("Starting", "the agent has just started")
     refused: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def counts(paths: Mapping[str, PathView]) -> dict[str, int]:
@@ -154,6 +157,7 @@ def conditions(view: NodeView, old: Conditions, generation: int, now_iso: str) -
         (RELAY_CONNECTED, *_relay(view)),
         (PEERS_REACHABLE, *_reachable(view)),
         (KEY_PERSISTED, *_key(view)),
+        *((NODE_NETWORKS_ROUTED, *each) for each in _node_networks(view)),
     ):
         known = find_condition(old, kind)
         result += set_condition([known] if known else [], kind, state, reason, message, generation, now_iso)
@@ -216,6 +220,16 @@ def _reachable(view: NodeView) -> Verdict:
     if State.CONNECTING in states.values():
         return "Unknown", "Connecting", "some pairs are still looking for a path"
     return "True", "AllReached", "every other node is reached, directly or by relay"
+
+
+def _node_networks(view: NodeView) -> tuple[Verdict, ...]:
+    """Return nothing where the Mesh asks for none."""
+    if view.left_out:
+        lines = "; ".join(view.left_out)
+        return (("False", "NeededByThisHost", f"not through the mesh on this host: {lines}"[:1024]),)
+    if any(peer.preferred for peer in view.peers):
+        return (("True", "Routed", "other Nodes' addresses or pods are reached through the mesh"),)
+    return ()
 
 
 def _key(view: NodeView) -> Verdict:

@@ -9,7 +9,8 @@ Cluster names go to the pod's resolver only: nobody outside shall hear of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import dns.exception
 import dns.name
 import dns.resolver
 
-from ..wire.endpoint import Endpoint
+from ..wire.endpoint import Endpoint, IPAddress
 
 LIMIT_SECONDS = 2.0
 CLUSTER_SUFFIXES = (".svc", ".cluster.local")
@@ -73,6 +74,11 @@ class Resolver:
             self.last_good[host] = found
         return tuple(Endpoint.of(address, port) for address in self.last_good.get(host, ()))
 
+    def servers(self) -> frozenset[IPAddress]:
+        """Return the addresses of the name servers of pod and host."""
+        found = [each for each in map(self._read, (self._pod, *self._hosts)) if each is not None]
+        return frozenset(ip for each in found for ip in _addresses(each))
+
     async def _ask(self, host: str) -> tuple[str, ...]:
         tasks = [asyncio.ensure_future(_query(resolver, host)) for resolver in self._resolvers(host)]
         try:
@@ -110,6 +116,12 @@ def _is_cluster_name(host: str, search: Iterable[dns.name.Name]) -> bool:
     domains = (each.to_text(omit_final_dot=True).lower() for each in search)
     own = tuple(f".{domain}" for domain in domains if domain.startswith("svc."))
     return name.endswith((*CLUSTER_SUFFIXES, *own))
+
+
+def _addresses(resolver: dns.asyncresolver.Resolver) -> Iterator[IPAddress]:
+    for server in resolver.nameservers:
+        with contextlib.suppress(ValueError):  # a link-local one with its interface
+            yield ip_address(str(server))
 
 
 async def _query(resolver: dns.asyncresolver.Resolver, host: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from .facts import PeerFacts
 from .nat.report import Behaviour, NatReport, Udp
 from .paths.model import NatFacts
-from .routing.plan import Interface
+from .routing.model import Interface
 
 NEIGHBOUR = "attached network"  # stands beside addresses, so that the two sides have it in common
 

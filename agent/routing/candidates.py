@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from .kernel import AddressRow, LinkRow
-from .plan import Address, Interface
+from .model import Address, Interface
 
 VIRTUAL_NAMES: Final = (
     *("cni*", "docker*", f"br-{'[0-9a-f]' * 12}", "veth*", "cali*", "flannel*", "cilium*", "kube-*", "lxc*", "virbr*"),

@@ -9,28 +9,27 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
-from ...api.constants import DEFAULT_INTERFACE, FWMARK, ROUTE_PROTOCOL, TABLE, VIRTUAL_IPV4
+from ...api.constants import DEFAULT_INTERFACE, FIRST_TABLE, FWMARK, ROUTE_PROTOCOL, TABLE, VIRTUAL_IPV4
 from ..wireguard.rtnl import AsyncIPRoute, NetlinkError, RtNetlink
 from . import kernel, watch
 from .candidates import candidate_interfaces
 from .kernel import AddressRow, LinkRow
-from .plan import (
-    DOCUMENTATION,
-    MAIN,
-    WANTED_SYSCTLS,
+from .model import (
     Action,
+    Address,
     HostPlan,
     HostState,
     Interface,
+    Network,
+    RestoreSysctls,
     Route,
     SetAddress,
     SetLink,
     SetRoute,
     SetRule,
     SetSysctl,
-    host_actions,
-    removal,
 )
+from .plan import DOCUMENTATION, FILTER, MAIN, STRICT, WANTED_SYSCTLS, host_actions, removal
 from .sysctl import Sysctls, default_root
 
 NO_ROUTE: Final = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES))
@@ -85,19 +84,19 @@ class HostNetwork:
         """
         self.interface = plan.interface
         async with AsyncIPRoute() as ip:
-            observed = await self._observe(ip, plan.interface)
+            observed = await self._observe(ip, plan.interface, plan.loose)
             if observed.link is None:
                 self.problems = (f"the interface {plan.interface} does not exist",)
                 return []
             done, problems = await self._execute(ip, host_actions(plan, observed))
             if done:
-                left = host_actions(plan, await self._observe(ip, plan.interface))
+                left = host_actions(plan, await self._observe(ip, plan.interface, plan.loose))
                 problems += [f"{action}: done, but not so afterwards" for action in left if str(action) in done]
         self.problems = tuple(problems)
         return done
 
     async def remove(self, interface: str) -> list[str]:
-        """Take away our rules in both families, table 22347, our routes in main, and restore sysctls.
+        """Take away our rules in both families, our tables, our routes in main, and restore sysctls.
 
         Works by table, mark and protocol number, so after a crash and for another version's leftovers too. The
         interface with its addresses is the WireGuard backend's.
@@ -108,9 +107,9 @@ class HostNetwork:
         async with AsyncIPRoute() as ip:
             done, problems = await self._execute(ip, removal(await self._observe(ip, interface)))
         try:
-            done += self._sysctls.restore(interface)
+            done += self._sysctls.restore()
         except OSError as error:
-            problems.append(f"the sysctls of {interface} cannot be restored: {error}")
+            problems.append(f"sysctls cannot be restored: {error}")
         self.problems = tuple(problems)
         return done
 
@@ -133,28 +132,46 @@ class HostNetwork:
         async with AsyncIPRoute() as ip:
             return candidate_interfaces(await kernel.links(ip), await kernel.addresses(ip), self.interface)
 
+    async def surroundings(self) -> tuple[frozenset[Address], tuple[tuple[Network, Address], ...]]:
+        """Return the addresses of all interfaces but the mesh's, and main's routes with a next hop: (destination, hop)."""
+        async with AsyncIPRoute() as ip:
+            own = next((link.index for link in await kernel.links(ip) if link.name == self.interface), None)
+            addresses = [row.address.ip for row in await kernel.addresses(ip) if row.link != own]
+            return frozenset(addresses), tuple(await kernel.next_hops(ip, MAIN))
+
     async def changes(self, callback: watch.Callback) -> None:
         """See watch.changes; runs until it is cancelled."""
         await watch.changes(callback)
 
-    async def _observe(self, ip: RtNetlink, interface: str) -> HostState:
+    async def _observe(self, ip: RtNetlink, interface: str, loose: frozenset[Address] = frozenset()) -> HostState:
         links = await kernel.links(ip)
         own = next((link for link in links if link.name == interface), None)
         index = own.index if own else None
         addresses = await kernel.addresses(ip)
         main = await kernel.routes(ip, MAIN)
+        tables = [*await kernel.routes(ip, TABLE), *await kernel.routes(ip, FIRST_TABLE)]
+        arriving = {row.link for row in addresses if row.address.ip in loose}
+        underlay = frozenset(link.name for link in links if link.index in arriving and not link.loopback)
         return HostState(
             link=index,
             mtu=own.mtu if own else 0,
             up=own.up if own else False,
             versions=frozenset((4, 6) if self._sysctls.ipv6(interface) else (4,)),
             addresses=frozenset(row.address for row in addresses if row.link == index),
-            routes=frozenset((*await kernel.routes(ip, TABLE), *filter(_is_ours, main))),
+            routes=frozenset((*tables, *filter(_is_ours, main))),
             rules=frozenset(await kernel.rules(ip)),
             sysctls=self._sysctls.read(interface, WANTED_SYSCTLS),
             defaults=_defaults(main, index),
             spare=_spare(links, addresses, interface),
+            strict={name: old for name in underlay if (old := self._strict(name)) is not None},
+            underlay=underlay,
+            loosened=frozenset(self._sysctls.changed()) - {interface},
         )
+
+    def _strict(self, interface: str) -> str | None:
+        """Return the interface's own reverse path filter if it filters strictly: the kernel takes the larger of the two."""
+        common, own = (self._sysctls.read(name, [FILTER]).get(FILTER, "0") for name in ("all", interface))
+        return own if max(common, own) == STRICT else None
 
     async def _execute(self, ip: RtNetlink, actions: list[Action]) -> tuple[list[str], list[str]]:
         """Return what was done and what was refused."""
@@ -185,6 +202,8 @@ class HostNetwork:
                 await ip.link("set", index=link, mtu=mtu, state="up")
             case SetSysctl(interface, name, value, old):
                 self._sysctls.write(interface, name, value, old)
+            case RestoreSysctls(interface):
+                self._sysctls.restore(interface)
             case SetAddress():
                 await kernel.set_address(ip, action)
             case SetRoute():

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_net
 from typing import Any, Final
 
 from ..wireguard.rtnl import RtNetlink
-from .plan import Address, Interface, Route, Rule, SetAddress, SetRoute, SetRule
+from .model import Address, Interface, Network, Route, Rule, SetAddress, SetRoute, SetRule
 
 FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS: Final = {family: version for version, family in FAMILIES.items()}
@@ -23,6 +23,7 @@ IFA_NODAD, IFA_NOPREFIXROUTE = 0x02, 0x200
 UNICAST: Final = 1  # route type, and the rule action "look a table up"
 SCOPE_GLOBAL, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 NO_SUPPRESS: Final = 0xFFFFFFFF
+_NOWHERE: Final = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - a default route's destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,9 @@ async def rules(ip: RtNetlink) -> list[Rule]:
 def _rule(row: Any, version: int) -> Rule:
     suppress = row.get("FRA_SUPPRESS_PREFIXLEN")
     known = {"FRA_TABLE", "FRA_PRIORITY", "FRA_PROTOCOL", "FRA_FWMARK", "FRA_FWMASK", "FRA_SUPPRESS_PREFIXLEN"}
+    source = row.get("FRA_SRC")
+    single = ip_address(source) if source and row["src_len"] == ip_address(source).max_prefixlen else None
+    known |= {"FRA_SRC"} if single else set()
     plain = not {name for name, _ in row["attrs"]} - known and row["action"] == UNICAST and not row["flags"]
     table = row.get("FRA_TABLE")
     return Rule(
@@ -105,7 +109,8 @@ def _rule(row: Any, version: int) -> Rule:
         (row.get("FRA_FWMASK") or None) if row.get("FRA_FWMARK") else None,
         None if suppress in {None, NO_SUPPRESS} else int(suppress),
         int(row.get("FRA_PROTOCOL") or 0),
-        plain and not row["src_len"] and not row["dst_len"] and not row["tos"],
+        plain and bool(single) == bool(row["src_len"]) and not row["dst_len"] and not row["tos"],
+        single,
     )
 
 
@@ -119,7 +124,7 @@ def _routes(row: Any, table: int) -> Iterator[Route]:
     # Without strict checking an old kernel answers with every table; an IPv6 dump has cached clones (0x200) too.
     if version is None or (row.get("RTA_TABLE") or row["table"]) != table or row["flags"] & 0x200:
         return
-    destination = row.get("RTA_DST") or ("0.0.0.0" if version == 4 else "::")  # noqa: S104 - a default route
+    destination = row.get("RTA_DST") or _NOWHERE[version]
     source = row.get("RTA_PREFSRC")
     foreign = {"RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH", "RTA_ENCAP", "RTA_METRICS"} & {n for n, _ in row["attrs"]}
     yield Route(
@@ -130,6 +135,19 @@ def _routes(row: Any, table: int) -> Iterator[Route]:
         ip_address(source) if source else None,
         row["type"] == UNICAST and not foreign,
     )
+
+
+async def next_hops(ip: RtNetlink, table: int) -> list[tuple[Network, Address]]:
+    """Return (destination, next hop) of each route of a table that has one, once for each of several."""
+    found = []
+    async for row in await ip.get_routes(table=table):
+        version = VERSIONS.get(row["family"])
+        if version is None or (row.get("RTA_TABLE") or row["table"]) != table or row["flags"] & 0x200:
+            continue
+        destination = ip_network(f"{row.get('RTA_DST') or _NOWHERE[version]}/{row['dst_len']}")
+        hops = (each.get("RTA_GATEWAY") for each in (row, *(row.get("RTA_MULTIPATH") or ())))
+        found += [(destination, ip_address(hop)) for hop in hops if hop]
+    return found
 
 
 async def set_route(ip: RtNetlink, action: SetRoute) -> None:
@@ -159,6 +177,8 @@ async def set_rule(ip: RtNetlink, action: SetRule) -> None:
         call |= {"fwmark": rule.fwmark, "fwmask": rule.fwmask}
     if rule.suppress is not None:
         call["FRA_SUPPRESS_PREFIXLEN"] = rule.suppress
+    if rule.source is not None:
+        call["src"] = f"{rule.source}/{rule.source.max_prefixlen}"
     if rule.protocol:
         call["protocol"] = rule.protocol
     await ip.rule("add" if action.present else "del", **call)

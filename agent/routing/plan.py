@@ -13,185 +13,67 @@ Three rules in each family, in the order in which the kernel asks them, all afte
 
 What is left falls through to the system's own rule for main, and takes its default route. Rules 1 and 2 may share
 priority 199 when `local` was moved up there; their order is then of no matter, as both only ask main.
+
+Networks of Nodes (their addresses, their pod ranges) are for the mesh although main knows another way to them: the LAN,
+which looks alike at every home, or a CNI's route through a node's address. While there are any, two more stand between
+1 and 2:
+
+- from each own address that is outside (`surroundings.py`): table main. What was sent there came without the mesh, and is
+  answered without it; the kernel's reverse path filter, too, then looks for its sender in main.
+- everything: table 22348, which has these networks again. A rule cannot pick some routes of 22347 out.
+
+Where `local` was moved so far up that there is no place between (nobody is known to do that), they are left out.
+
+Packets between nodes arrive from addresses that are routed into the mesh by then, at an interface that is not the mesh's:
+a strict reverse path filter there would drop them, and is made loose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
-from ...api.constants import FWMARK, ROUTE_PROTOCOL, TABLE, VIRTUAL_IPV4, VIRTUAL_IPV6
-
-Network = IPv4Network | IPv6Network
-Interface = IPv4Interface | IPv6Interface
-Address = IPv4Address | IPv6Address
+from ...api.constants import FIRST_TABLE, FWMARK, ROUTE_PROTOCOL, TABLE, VIRTUAL_IPV4, VIRTUAL_IPV6
+from .model import (
+    Action,
+    Address,
+    HostPlan,
+    HostState,
+    Network,
+    RestoreSysctls,
+    Route,
+    Rule,
+    SetAddress,
+    SetLink,
+    SetRoute,
+    SetRule,
+    SetSysctl,
+)
 
 MAIN: Final = 254
 LOCAL: Final = 255
 MARK_PRIORITY: Final = 110  # after Cilium's rule for `local` at 100
+OUTSIDE_PRIORITY: Final = 197
+FIRST_PRIORITY: Final = 198
 MAIN_PRIORITY: Final = 199
 MESH_PRIORITY: Final = 200
 DOCUMENTATION: Final[dict[int, Network]] = {4: IPv4Network(VIRTUAL_IPV4), 6: IPv6Network(VIRTUAL_IPV6)}
 
 WANTED_SYSCTLS: Final = {"rp_filter": "2", "disable_xfrm": "1", "disable_policy": "1"}
 """Of `ipv4/conf/INTERFACE/`. The kernel uses max(all, interface) for rp_filter: 2 (loose) wins over a strict 1."""
-
-
-@dataclass(frozen=True)
-class HostPlan:
-    """What the host should look like.
-
-    Attributes:
-        interface: the mesh interface; the WireGuard backend makes it.
-        mtu: its MTU.
-        addresses: its addresses, all that it has but link-local ones.
-        routes: destinations in table 22347. A /0 is left out.
-        source4: the preferred source of the IPv4 routes.
-        source6: the same of the IPv6 ones.
-    """
-
-    interface: str
-    mtu: int
-    addresses: tuple[Interface, ...]
-    routes: frozenset[Network]
-    source4: IPv4Address | None
-    source6: IPv6Address | None
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One policy rule. `plain` is False when it has a selector or an action that these fields do not express."""
-
-    version: int
-    priority: int
-    table: int
-    fwmark: int | None = None
-    fwmask: int | None = None
-    suppress: int | None = None
-    protocol: int = 0
-    plain: bool = True
-
-    def __str__(self) -> str:
-        mark = "" if self.fwmark is None else f" fwmark {self.fwmark:#x}"
-        suppress = "" if self.suppress is None else f" suppress_prefixlength {self.suppress}"
-        return f"IPv{self.version} rule {self.priority}:{mark} lookup {self.table}{suppress}"
-
-
-@dataclass(frozen=True)
-class Route:
-    """One route. `link` is the index of the interface, 0 for none; `plain` as in Rule (a gateway, several hops, ...)."""
-
-    destination: Network
-    table: int
-    link: int
-    protocol: int = ROUTE_PROTOCOL
-    source: Address | None = None
-    plain: bool = True
-
-    def __str__(self) -> str:
-        source = "" if self.source is None else f" src {self.source}"
-        return f"route {self.destination} link {self.link} table {self.table}{source}"
-
-
-@dataclass(frozen=True)
-class HostState:
-    """What was observed.
-
-    Attributes:
-        link: index of the mesh interface, None when there is none.
-        mtu: its MTU.
-        up: whether it is up.
-        versions: the IP versions that can be used on it: {4} or {4, 6}.
-        addresses: its addresses but link-local ones.
-        routes: those of table 22347 over any interface, and in table main ours for the documentation addresses.
-        rules: all rules of both families.
-        sysctls: WANTED_SYSCTLS's names with the values that they have; a missing one does not exist.
-        defaults: the IP versions with a default route in table main that is not over the mesh interface.
-        spare: per IP version the interface that a route for the documentation address may use.
-    """
-
-    link: int | None = None
-    mtu: int = 0
-    up: bool = False
-    versions: frozenset[int] = frozenset((4,))
-    addresses: frozenset[Interface] = frozenset()
-    routes: frozenset[Route] = frozenset()
-    rules: frozenset[Rule] = frozenset()
-    sysctls: dict[str, str] = field(default_factory=dict)
-    defaults: frozenset[int] = frozenset()
-    spare: dict[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SetLink:
-    """Give the interface an MTU and bring it up."""
-
-    link: int
-    mtu: int
-
-    def __str__(self) -> str:
-        return f"set link {self.link} up with MTU {self.mtu}"
-
-
-@dataclass(frozen=True)
-class SetSysctl:
-    """Write one of WANTED_SYSCTLS on the interface, keeping the old value."""
-
-    interface: str
-    name: str
-    value: str
-    old: str
-
-    def __str__(self) -> str:
-        return f"sysctl net.ipv4.conf.{self.interface}.{self.name} from {self.old} to {self.value}"
-
-
-@dataclass(frozen=True)
-class SetAddress:
-    """Add or delete an address of the interface."""
-
-    link: int
-    address: Interface
-    present: bool
-
-    def __str__(self) -> str:
-        return f"{'add' if self.present else 'delete'} address {self.address}"
-
-
-@dataclass(frozen=True)
-class SetRoute:
-    """Install (in place of one with the same destination and table) or delete a route."""
-
-    route: Route
-    present: bool
-
-    def __str__(self) -> str:
-        return f"{'install' if self.present else 'delete'} {self.route}"
-
-
-@dataclass(frozen=True)
-class SetRule:
-    """Add or delete a rule."""
-
-    rule: Rule
-    present: bool
-
-    def __str__(self) -> str:
-        return f"{'add' if self.present else 'delete'} {self.rule}"
-
-
-Action = SetLink | SetSysctl | SetAddress | SetRoute | SetRule
+FILTER: Final = "rp_filter"
+STRICT, LOOSE = "1", "2"
 
 
 def is_ours(rule: Rule) -> bool:
-    """Whether a rule is one of the mesh, of any priority: by table, by mark, or the one for main by its form.
+    """Whether a rule is one of the mesh, of any priority: by table, by mark, or those for main by their form.
 
     The protocol number alone proves nothing: FRR uses the same one for IS-IS.
     """
-    suppressing = rule.table == MAIN and rule.suppress == 0 and rule.protocol == ROUTE_PROTOCOL
-    return rule.table == TABLE or rule.fwmark == FWMARK or suppressing
+    outside = rule.source is not None and rule.priority == OUTSIDE_PRIORITY
+    for_main = rule.table == MAIN and rule.protocol == ROUTE_PROTOCOL and (rule.suppress == 0 or outside)
+    return rule.table in (TABLE, FIRST_TABLE) or rule.fwmark == FWMARK or for_main
 
 
 def mark_priority(rules: Iterable[Rule], version: int) -> int:
@@ -210,14 +92,32 @@ def wanted_rules(rules: Iterable[Rule], version: int) -> tuple[Rule, Rule, Rule]
     )
 
 
+def preferring_rules(plan: HostPlan, mark: Rule) -> tuple[Rule, ...]:
+    """Return the rules that are there only while something is asked before table main, in the kernel's order.
+
+    Args:
+        plan: what is asked first.
+        mark: the rule for our mark in the same IP version, which has to come before them.
+    """
+    version = mark.version
+    if mark.priority >= OUTSIDE_PRIORITY or not any(network.version == version for network in plan.preferred):
+        return ()
+    own = sorted((address for address in plan.outside if address.version == version), key=int)
+    return (
+        *(Rule(version, OUTSIDE_PRIORITY, MAIN, protocol=ROUTE_PROTOCOL, source=address) for address in own),
+        Rule(version, FIRST_PRIORITY, FIRST_TABLE, suppress=0, protocol=ROUTE_PROTOCOL),
+    )
+
+
 def wanted_routes(plan: HostPlan, observed: HostState) -> frozenset[Route]:
-    """Return the routes of table 22347, and those for the documentation address where there is no default route."""
+    """Return the routes of our tables, and those for the documentation address where there is no default route."""
     if observed.link is None:
         return frozenset()
     sources: dict[int, Address | None] = {4: plan.source4, 6: plan.source6}
     mesh = (
-        Route(network, TABLE, observed.link, source=sources[network.version])
-        for network in plan.routes
+        Route(network, table, observed.link, source=sources[network.version])
+        for table, networks in ((TABLE, plan.routes), (FIRST_TABLE, plan.preferred))
+        for network in networks
         if network.version in observed.versions and network.prefixlen
     )
     spare = (
@@ -238,9 +138,11 @@ def host_actions(plan: HostPlan, observed: HostState) -> list[Action]:
         return []
     return [
         *_link(plan, observed, observed.link),
-        *_rules_to_add(observed),
+        *(SetSysctl(name, FILTER, LOOSE, old) for name, old in sorted(observed.strict.items())),
+        *_rules_to_add(plan, observed),
         *_routes(plan, observed),
-        *(SetRule(rule, present=False) for rule in _stale_rules(observed)),
+        *(SetRule(rule, present=False) for rule in _stale_rules(plan, observed)),
+        *(RestoreSysctls(name) for name in sorted(observed.loosened - observed.underlay)),
     ]
 
 
@@ -266,15 +168,20 @@ def _link(plan: HostPlan, observed: HostState, link: int) -> Iterator[Action]:
         yield SetAddress(link, address, present=False)
 
 
-def _rules_to_add(observed: HostState) -> Iterator[Action]:
+def _all_rules(plan: HostPlan, observed: HostState, version: int) -> list[Rule]:
+    mark, main, mesh = wanted_rules(observed.rules, version)
+    return [mark, *preferring_rules(plan, mark), main, mesh]
+
+
+def _rules_to_add(plan: HostPlan, observed: HostState) -> Iterator[Action]:
     for version in sorted(observed.versions):
-        for rule in wanted_rules(observed.rules, version):
+        for rule in _all_rules(plan, observed, version):
             if rule not in observed.rules:
                 yield SetRule(rule, present=True)
 
 
-def _stale_rules(observed: HostState) -> list[Rule]:
-    wanted = {rule for version in observed.versions for rule in wanted_rules(observed.rules, version)}
+def _stale_rules(plan: HostPlan, observed: HostState) -> list[Rule]:
+    wanted = {rule for version in observed.versions for rule in _all_rules(plan, observed, version)}
     return _ordered_rules(rule for rule in observed.rules if is_ours(rule) and rule not in wanted)
 
 

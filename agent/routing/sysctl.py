@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh interface's sysctls under /proc/sys/net, and a record of their old values.
+"""Sysctls of interfaces under /proc/sys/net, and a record of their old values.
 
 The kernel resolves /proc/sys/net in the network namespace of the calling thread, so files are read in the event loop's
 thread: they are tiny and never block.
@@ -55,11 +55,18 @@ class Sysctls:
             self._note(noted | {f"{interface}/{name}": old})
         (self._root / f"ipv4/conf/{interface}/{name}").write_text(value)
 
-    def restore(self, interface: str) -> list[str]:
-        """Set the old values again, as far as the interface is still there, and forget them. Return what was set."""
+    def changed(self) -> set[str]:
+        """Return the interfaces that have a value of ours."""
+        return {key.partition("/")[0] for key in self._noted()}
+
+    def restore(self, interface: str | None = None) -> list[str]:
+        """Set the old values of one interface, or of all, again, and forget them. Return what was set.
+
+        An interface that is gone is passed over.
+        """
         noted = self._noted()
         restored = []
-        for key in [key for key in noted if key.startswith(f"{interface}/")]:
+        for key in [key for key in noted if interface is None or key.startswith(f"{interface}/")]:
             old = noted.pop(key)
             path = self._root / "ipv4/conf" / key
             if path.exists() and path.read_text().strip() != old:

@@ -18,6 +18,12 @@ alone, and WireGuard answers there: a peer whose NAT rebound stays reachable unt
 which looks the route up again after `out`, keeps it. The packet must leave with the address that a probe to the same
 leg leaves with, for that is the one that the peer knows.
 
+`answers` is there on a host that has an address which is *outside*: others do not have it in the mesh (an API server is
+reached there, say), although they themselves are in the mesh by such addresses. What answers to it must leave as it came,
+or the other side's WireGuard would refuse it for its source. For this host's own sockets a routing rule sees to that
+(`routing/plan.py`); where kube-proxy passed a packet on to a pod, routing cannot tell to which address it was sent, but
+conntrack can: the answer gets our fwmark, and takes table main.
+
 `unmark` clears our fwmark once routing is decided: it contains 0x4000, kube-proxy's masquerade bit, which would give
 WireGuard a random source port.
 
@@ -27,7 +33,7 @@ ends the rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address
@@ -66,11 +72,13 @@ class SteeringPlan:
         listen_port: WireGuard's port.
         probe_port: the port of the agent's probe socket.
         peers: entries, by virtual port.
+        outside: addresses of this host whose answers stay outside of the mesh.
     """
 
     listen_port: int
     probe_port: int
     peers: Mapping[int, PeerSteering]
+    outside: frozenset[IPv4Address] = frozenset()
 
     @cached_property
     def maps(self) -> Elements:
@@ -78,9 +86,11 @@ class SteeringPlan:
         return elements(self)
 
 
-def plan_of(listen_port: int, probe_port: int, peers: Iterable[PeerSteering]) -> SteeringPlan:
+def plan_of(
+    listen_port: int, probe_port: int, peers: Iterable[PeerSteering], outside: Iterable[IPv4Address] = ()
+) -> SteeringPlan:
     """Make a plan of entries in any order."""
-    return SteeringPlan(listen_port, probe_port, {peer.virtual_port: peer for peer in peers})
+    return SteeringPlan(listen_port, probe_port, {peer.virtual_port: peer for peer in peers}, frozenset(outside))
 
 
 def elements(plan: SteeringPlan) -> Elements:
@@ -140,7 +150,18 @@ table ip {TABLE} {{
   type filter hook postrouting priority srcnat - 1; policy accept;
   meta mark {FWMARK:#x} meta mark set 0
  }}
-}}
+{_answers(plan.outside)}}}
+"""
+
+
+def _answers(outside: Collection[IPv4Address]) -> str:
+    # Without such an address there is no chain: it would make the kernel track connections, which not every host does.
+    if not outside:
+        return ""
+    return f""" chain answers {{
+  type filter hook prerouting priority mangle; policy accept;
+  ct direction reply ct original ip daddr {{ {", ".join(map(str, sorted(outside)))} }} meta mark set {FWMARK:#x}
+ }}
 """
 
 
@@ -149,7 +170,7 @@ def render_change(old: SteeringPlan, new: SteeringPlan) -> str | None:
 
     Empty when they are equal; None when the rules differ, which takes a replacement of the whole.
     """
-    if (old.listen_port, old.probe_port) != (new.listen_port, new.probe_port):
+    if (old.listen_port, old.probe_port, old.outside) != (new.listen_port, new.probe_port, new.outside):
         return None
     before, after = old.maps, new.maps
     lines = []

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from wirekube.agent.routing.host import HostNetwork, Underlay
-from wirekube.agent.routing.plan import HostPlan
+from wirekube.agent.routing.model import HostPlan
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

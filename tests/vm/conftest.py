@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from wirekube.agent.routing.host import HostNetwork
-from wirekube.agent.routing.plan import HostPlan
+from wirekube.agent.routing.model import HostPlan
 from wirekube.agent.routing.source import Sources
 from wirekube.agent.steering import table
 from wirekube.agent.steering.plan import PeerSteering, SteeringPlan, plan_of

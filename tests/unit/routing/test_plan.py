@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wirekube.agent.routing.plan import (
-    LOCAL,
-    MAIN,
+from wirekube.agent.routing.model import (
     HostPlan,
     HostState,
     Route,
@@ -20,12 +18,8 @@ from wirekube.agent.routing.plan import (
     SetRoute,
     SetRule,
     SetSysctl,
-    host_actions,
-    is_ours,
-    mark_priority,
-    removal,
-    wanted_rules,
 )
+from wirekube.agent.routing.plan import LOCAL, MAIN, host_actions, is_ours, mark_priority, removal, wanted_rules
 from wirekube.api.constants import FWMARK, ROUTE_PROTOCOL, TABLE
 
 SYSTEM = frozenset(
