@@ -366,8 +366,19 @@ def mesh(
     pod_ranges: list[str],
     timeline: Timeline,
 ) -> Iterator[Mesh]:
-    """Install and wait; each step goes into the timeline."""
+    """Install and wait; uninstall in the end, also when it does not come up."""
     mesh = Mesh(cluster, nodes, probes)
+    try:
+        _install(mesh, timeline)
+        yield mesh
+    finally:
+        if not os.environ.get("WIREKUBE_E2E_KEEP"):
+            uninstall(cluster)
+
+
+def _install(mesh: Mesh, timeline: Timeline) -> None:
+    """Install as the README says; each step goes into the timeline."""
+    cluster, nodes = mesh.cluster, mesh.nodes
     timeline.start()
     cluster.run("apply", "-k", str(ROOT / "config" / "default"))
     cluster.run("label", "nodes", *nodes, f"{LABEL_VPN_ENABLED}=true", "--overwrite")
@@ -385,9 +396,6 @@ def mesh(
     mesh.settle(60)
     timeline.mark("every Peer Ready, final paths")
     mesh.rolled_out()
-    yield mesh
-    if not os.environ.get("WIREKUBE_E2E_KEEP"):
-        uninstall(cluster)
 
 
 @pytest.fixture(scope="session", name="uninstall")
