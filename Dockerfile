@@ -14,8 +14,8 @@ LABEL org.opencontainers.image.title="WireKube wireguard-go" \
       org.opencontainers.image.licenses="Apache-2.0 AND MIT AND GPL-2.0-only"
 ENTRYPOINT ["busybox", "sh", "/userspace.sh"]
 
-# What does not change with the sources comes first.
-FROM ${BASE} AS build
+# What does not change with the sources is a stage, and in the end a layer, of its own.
+FROM ${BASE} AS dependencies
 COPY build/image/wheels /wheels
 COPY hack/wheels /hack/wheels
 RUN python3 -m venv /build \
@@ -24,6 +24,8 @@ RUN python3 -m venv /build \
  && /build/bin/pip --python /opt/wirekube/bin/python3 install -q --no-index --find-links /wheels --no-compile \
     --require-hashes -r /hack/wheels/runtime.txt \
  && python3 -m compileall -q /opt/wirekube/lib
+
+FROM dependencies AS build
 COPY pyproject.toml README.md LICENSE /src/
 COPY src /src/src
 COPY agent /src/agent
@@ -37,13 +39,14 @@ COPY telemetry /src/telemetry
 COPY wire /src/wire
 # Compiled, for the root file system is read-only where it runs.
 RUN cd /src && /build/bin/hatchling build -t wheel -d /dist \
- && /build/bin/pip --python /opt/wirekube/bin/python3 install -q --no-index --no-deps --no-compile /dist/*.whl \
- && python3 -m compileall -q /opt/wirekube/lib/python3.11/site-packages/wirekube
+ && /build/bin/pip --python /opt/wirekube/bin/python3 install -q --no-index --no-deps --no-compile --root /new /dist/*.whl \
+ && python3 -m compileall -q -s /new -p / /new
 
 FROM ${BASE} AS wirekube
 # The one program that an agent runs.
 RUN command -v nft >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends nftables && rm -rf /var/lib/apt/lists/*; }
-COPY --from=build /opt/wirekube /opt/wirekube
+COPY --from=dependencies /opt/wirekube /opt/wirekube
+COPY --from=build /new /
 ENV PATH=/opt/wirekube/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 LABEL org.opencontainers.image.title="WireKube" \
