@@ -179,10 +179,8 @@ class DataPlane:
         self._sources.forget()  # routes may have changed: that is one reason to be here
         await self.steer(desired)
         await self.configure(desired)
-        # Packets from there to an address that is outside are looked for in table main, and pass as they are.
         arriving = Sources().of(covered_endpoints(desired.peers, desired.legs)).values()
-        loose = frozenset[IPAddress](arriving) - desired.outside
-        plan = host_plan(desired.mesh, desired.own, desired.peers, desired.outside, loose)
+        plan = host_plan(desired.mesh, desired.own, desired.peers, desired.outside, frozenset(arriving))
         done = await self._host.reconcile(plan)
         self.problems = self._host.problems
         if done:

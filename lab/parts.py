@@ -134,6 +134,7 @@ def resolvers(topology: Topology, box: str) -> Resolvers:
 def node_object(node: Node, place: Place) -> dict[str, Any]:
     """Return the Node, as a kubelet would register it."""
     addresses = [{"type": "InternalIP", "address": str(place.address)}, {"type": "Hostname", "address": node.name}]
+    pods = {"podCIDR": str(node.pod_cidr), "podCIDRs": [str(node.pod_cidr)]} if node.pod_cidr else {}
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -142,6 +143,7 @@ def node_object(node: Node, place: Place) -> dict[str, Any]:
             "labels": {"kubernetes.io/hostname": node.name, LABEL_VPN_ENABLED: "true"},
             "annotations": {ANNOTATION_ENDPOINT: node.endpoint} if node.endpoint else {},
         },
+        "spec": pods,
         "status": {"addresses": addresses},
     }
 

@@ -5,6 +5,8 @@
     cloud  eth0 -----------------------------+-- [br0] internet 203.0.113.0/24 -- stun .1 .2, relay .3, api .5, dns .9
     office eth0 -- l0 [lan] nat-office wan --+
 
+A node with a pod range has a pod behind it, as a CNI would make it: pod-home-a eth0 -- cni0 home-a.
+
 Each box is a network namespace; a link is a veth pair whose ends are born in their namespaces, so that no name of a link
 can clash with one of the machine's or of another lab's. None of them has a way out of the machine.
 """
@@ -22,6 +24,7 @@ from .topology import (
     DNS_SERVICE,
     FIRST_PUBLIC,
     INTERNET,
+    POD_PREFIX,
     RELAY_ADDRESS,
     ROUTER_PREFIX,
     STUN_ADDRESSES,
@@ -33,6 +36,7 @@ NAMESPACE_PREFIX = "wk"
 UPLINK = "eth0"
 BRIDGE = "br0"
 LAN = "lan"
+CNI = "cni0"
 
 _NO_IPV6 = {"net/ipv6/conf/all/disable_ipv6": "1", "net/ipv6/conf/default/disable_ipv6": "1"}
 _ROUTER = {"net/ipv4/ip_forward": "1", **_NO_IPV6}
@@ -115,6 +119,9 @@ def plan_network(topology: Topology) -> NetworkPlan:
     for node in topology.nodes:
         rules = node_rules(node, spec.interface_name, spec.listen_port)
         boxes.append(_node(node, places[node.name], rules))
+        if node.pod_cidr is not None:
+            boxes.append(_pod(node.name, node.pod_cidr))
+            cables.append(Cable((node.name, CNI), (POD_PREFIX + node.name, UPLINK)))
     return NetworkPlan(tuple(boxes), tuple(cables), places)
 
 
@@ -178,6 +185,15 @@ def _gateway(address: IPv4Address) -> IPv4Address:
     return IPv4Network(f"{address}/24", strict=False)[1]
 
 
+def _pod(node: str, network: IPv4Network) -> Box:
+    commands = [
+        *map(_up, ("lo", UPLINK)),
+        f"address add {network[2]}/{network.prefixlen} dev {UPLINK}",
+        f"route add default via {network[1]}",
+    ]
+    return Box(POD_PREFIX + node, tuple(commands), dict(_NO_IPV6))
+
+
 def _node(node: Node, place: Place, rules: str) -> Box:
     # A public node has no way out either: its default route leads to the API server's box, which forwards nothing.
     gateway = _gateway(place.address) if place.router else API_ADDRESS
@@ -188,6 +204,9 @@ def _node(node: Node, place: Place, rules: str) -> Box:
     ]
     rp_filter = {f"net/ipv4/conf/{name}/rp_filter": str(node.rp_filter) for name in ("all", "default", UPLINK)}
     sysctls = {**_NODE, **rp_filter}
+    if node.pod_cidr is not None:
+        commands += [f"address add {node.pod_cidr[1]}/{node.pod_cidr.prefixlen} dev {CNI}", _up(CNI)]
+        sysctls["net/ipv4/ip_forward"] = "1"
     if node.services:
         commands.append(f"address add {DNS_SERVICE}/32 dev lo")
         sysctls["net/ipv4/ip_forward"] = "1"

@@ -43,6 +43,7 @@ DNS_SERVICE = IPv4Address("10.96.0.10")
 
 BOXES = ("internet", "stun", "relay", "api", "dns")
 ROUTER_PREFIX = "nat-"
+POD_PREFIX = "pod-"
 FOLDER = Path(__file__).parent / "topologies"
 LABEL = r"^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$"
 
@@ -86,6 +87,8 @@ class Node(_Model):
     """The Node's annotation wirekube.io/endpoint."""
     allowed_ips: Annotated[tuple[Cidr, ...], Field(alias="allowedIPs")] = ()
     """Networks behind this node, for its Peer's spec.allowedIPs."""
+    pod_cidr: Annotated[IPv4Network | None, Field(alias="podCIDR")] = None
+    """Pod range of the Node, at least four addresses. The node gets one pod, at the second of them."""
     api_server: Literal["public", "service"] = "public"
     """Which address its credentials name: the public one, or the Service's (then WIREKUBE_APISERVER names the other)."""
     host_resolver: IPv4Address | None = None
@@ -142,7 +145,9 @@ class Topology(_Model):
         names = [node.name for node in self.nodes]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two nodes are named {twice}; give each a name of its own")
-        if taken := next((name for name in names if name in BOXES or name.startswith(ROUTER_PREFIX)), None):
+        if taken := next(
+            (name for name in names if name in BOXES or name.startswith((ROUTER_PREFIX, POD_PREFIX))), None
+        ):
             raise ValueError(f"a node is named {taken}, which is a name of the lab's own parts; choose another")
         for node in self.nodes:
             self._check_router(node)

@@ -19,7 +19,7 @@ which looks alike at every home, or a CNI's route through a node's address. Whil
 1 and 2:
 
 - from each own address that is outside (`surroundings.py`): table main. What was sent there came without the mesh, and is
-  answered without it; the kernel's reverse path filter, too, then looks for its sender in main.
+  answered without it.
 - everything: table 22348, which has these networks again. A rule cannot pick some routes of 22347 out.
 
 Where `local` was moved so far up that there is no place between (nobody is known to do that), they are left out.

@@ -5,7 +5,8 @@ import asyncio
 import json
 import os
 import subprocess
-from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import anyio
@@ -118,6 +119,38 @@ async def test_where_packets_go(host):
     assert "via 10.9.0.254" in ip("route", "get", "10.50.1.1", "mark", "0x574b")
     assert "via 10.9.0.253" in ip("route", "get", "10.50.7.1"), "main's more exact route wins"
     assert "via 10.9.0.254" in ip("route", "get", "203.0.113.1")
+
+
+async def test_what_is_preferred_goes_through_the_mesh_although_main_knows_it(host):
+    for name in ("all", LAN):
+        (PROC / f"ipv4/conf/{name}/rp_filter").write_text("1")
+    ip("route", "add", "10.244.2.0/24", "via", "10.9.0.5")
+    ip("route", "add", "10.66.0.0/16", "nexthop", "via", "10.9.0.6", "nexthop", "via", "10.9.0.7")
+    before = dump()
+    preferred = frozenset(map(ip_network, ("10.9.0.5/32", "10.244.2.0/24", "fd09::5/128")))
+    outside, loose = frozenset(map(ip_address, ("10.9.0.1", "fd09::1"))), frozenset({ip_address("10.9.0.1")})
+    plan = replace(PLAN, routes=PLAN.routes | preferred, preferred=preferred, outside=outside, loose=loose)
+    await reconciled(host, plan)
+    assert await reconciled(host, plan) == []
+    assert f"dev {MESH} table 22348 src 10.200.0.1" in ip("route", "get", "10.9.0.5")
+    assert f"dev {MESH} table 22348" in ip("route", "get", "10.244.2.9")
+    assert f"dev {MESH} table 22348" in " ".join(ip("-6", "route", "get", "fd09::5").split())
+    for words in (("10.9.0.5", "from", "10.9.0.1"), ("10.9.0.5", "mark", "0x574b"), ("10.9.0.6",)):
+        assert f"dev {LAN}" in ip("route", "get", *words)
+    assert "via 10.9.0.5" in ip("route", "get", "10.244.2.9", "from", "10.9.0.1"), "answered as it came"
+    assert (PROC / f"ipv4/conf/{LAN}/rp_filter").read_text().strip() == "2"
+    own, hops = await host.surroundings()
+    assert ip_address("10.9.0.1") in own
+    assert ip_address("10.200.0.1") not in own
+    shown = {(str(destination), str(hop)) for destination, hop in hops}
+    assert {("10.244.2.0/24", "10.9.0.5"), ("10.66.0.0/16", "10.9.0.6"), ("10.66.0.0/16", "10.9.0.7")} <= shown
+    # Without it there is nothing left of it, whether by the next plan or by a clean-up.
+    await reconciled(host)
+    assert (PROC / f"ipv4/conf/{LAN}/rp_filter").read_text().strip() == "1"
+    assert "22348" not in ip("-N", "rule") + ip("-N", "-6", "rule") + ip("-N", "route", "show", "table", "all")
+    await reconciled(host, plan)
+    await host.remove(MESH)
+    assert dump() == before
 
 
 async def test_what_was_deleted_comes_back_and_what_is_stale_goes(host):

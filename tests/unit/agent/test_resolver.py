@@ -153,6 +153,17 @@ async def test_a_name_that_is_none_has_no_endpoints(resolver: Callable[..., Reso
     assert await resolver().resolve(f"{name}:3478") == ()
 
 
+def test_whom_it_asks(tmp_path: Path) -> None:
+    pod, host = tmp_path / "pod", tmp_path / "host"
+    pod.write_text("nameserver 10.96.0.10\nnameserver fe80::1%eth0\n")
+    host.write_text("nameserver 192.168.1.1\nnameserver fd77::1\n")
+    assert {str(ip) for ip in Resolver(pod, [host, tmp_path / "absent"]).servers()} >= {
+        "10.96.0.10",
+        "192.168.1.1",
+        "fd77::1",
+    }
+
+
 async def test_without_any_resolver_there_is_no_answer(tmp_path: Path) -> None:
     assert await Resolver(tmp_path / "absent", []).resolve("stun.example:3478") == ()
 

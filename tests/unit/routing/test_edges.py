@@ -77,6 +77,19 @@ def test_the_first_old_value_is_kept_over_restarts_and_restored(tree):
     assert list(record.parent.iterdir()) == []
 
 
+def test_all_interfaces_are_restored_or_one(tree):
+    sysctls, other = Sysctls(tree / "net", tree / "old.json"), tree / "net/ipv4/conf/eth0.7"
+    other.mkdir()
+    (other / "rp_filter").write_text("1\n")
+    for name in ("wk", "eth0.7"):
+        sysctls.write(name, "rp_filter", "2", "1")
+    assert sysctls.changed() == {"wk", "eth0.7"}
+    assert sysctls.restore("eth0.7") == ["sysctl net.ipv4.conf.eth0.7.rp_filter back to 1"]
+    assert sysctls.changed() == {"wk"}
+    assert sysctls.restore() == ["sysctl net.ipv4.conf.wk.rp_filter back to 1"]
+    assert sysctls.changed() == set()
+
+
 def test_restoring_without_the_interface_or_with_a_damaged_record_is_no_error(tree):
     record = tree / "old.json"
     for text in ('{"gone/rp_filter": "1", "../../../x": "1"}', "[", '["a"]'):

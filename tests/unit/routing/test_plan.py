@@ -2,7 +2,7 @@
 """The host plan: only differences, in a safe order, and stable once reached (a model stands for the kernel)."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from wirekube.agent.routing.model import (
     HostPlan,
     HostState,
+    RestoreSysctls,
     Route,
     Rule,
     SetAddress,
@@ -20,7 +21,7 @@ from wirekube.agent.routing.model import (
     SetSysctl,
 )
 from wirekube.agent.routing.plan import LOCAL, MAIN, host_actions, is_ours, mark_priority, removal, wanted_rules
-from wirekube.api.constants import FWMARK, ROUTE_PROTOCOL, TABLE
+from wirekube.api.constants import FIRST_TABLE, FWMARK, ROUTE_PROTOCOL, TABLE
 
 SYSTEM = frozenset(
     rule for version in (4, 6) for rule in (Rule(version, 0, LOCAL, protocol=2), Rule(version, 32766, MAIN, protocol=2))
@@ -32,6 +33,12 @@ PLAN = HostPlan(
     frozenset(map(ip_network, ("10.200.0.2/32", "fd57::2/128", "0.0.0.0/0", "::/0"))),
     IPv4Address("10.200.0.1"),
     IPv6Address("fd57::1"),
+)
+PREFERRING = replace(
+    PLAN,
+    preferred=frozenset(map(ip_network, ("10.1.0.5/32", "fd77::5/128", "10.244.2.0/24"))),
+    outside=frozenset(map(ip_address, ("10.1.0.1", "10.2.0.1"))),
+    loose=frozenset({IPv4Address("10.1.0.1")}),
 )
 FRESH = HostState(
     link=7,
@@ -46,10 +53,16 @@ FRESH = HostState(
 def performed(state, actions):
     """What the kernel has after the actions."""
     routes, rules, addresses = set(state.routes), set(state.rules), set(state.addresses)
+    strict, loosened = dict(state.strict), set(state.loosened)
     for action in actions:
         match action:
             case SetLink(_, mtu):
                 state = replace(state, mtu=mtu, up=True)
+            case SetSysctl(interface, _, "2", _) if interface != PLAN.interface:
+                del strict[interface]
+                loosened.add(interface)
+            case RestoreSysctls(interface):
+                loosened.discard(interface)
             case SetSysctl(_, name, value, _):
                 state = replace(state, sysctls=state.sysctls | {name: value})
             case SetAddress(_, address, present):
@@ -60,6 +73,7 @@ def performed(state, actions):
                 same = {r for r in routes if (r.destination, r.table) == (route.destination, route.table)}
                 routes -= same if present and route.destination.version == 4 else {route}
                 routes |= {route} if present else set()
+    state = replace(state, strict=strict, loosened=frozenset(loosened))
     return replace(state, routes=frozenset(routes), rules=frozenset(rules), addresses=frozenset(addresses))
 
 
@@ -80,19 +94,23 @@ foreign_rules = st.frozensets(
         fwmark=st.sampled_from([None, FWMARK]),
         suppress=st.sampled_from([None, 0]),
         protocol=st.sampled_from([0, ROUTE_PROTOCOL]),
+        source=st.sampled_from([None, None, IPv4Address("10.2.0.1"), IPv4Address("10.3.0.1")]),
     )
 )
 
 
-@given(foreign_routes, foreign_rules, st.sampled_from([(4,), (4, 6)]), st.frozensets(st.sampled_from([4, 6])))
-def test_one_pass_reaches_the_plan_and_touches_nothing_of_others(routes, rules, versions, defaults):
+plans = st.sampled_from([PLAN, PREFERRING])
+
+
+@given(foreign_routes, foreign_rules, st.sampled_from([(4,), (4, 6)]), st.frozensets(st.sampled_from([4, 6])), plans)
+def test_one_pass_reaches_the_plan_and_touches_nothing_of_others(routes, rules, versions, defaults, plan):
     before = replace(
         FRESH, routes=routes, rules=SYSTEM | rules, versions=frozenset(versions), defaults=defaults, up=True
     )
-    after = performed(before, host_actions(PLAN, before))
+    after = performed(before, host_actions(plan, before))
     # A rule for `local` that was ours by its tag is gone now and may let the mark's rule move down: a second pass.
-    after = performed(after, host_actions(PLAN, after))
-    assert host_actions(PLAN, after) == []
+    after = performed(after, host_actions(plan, after))
+    assert host_actions(plan, after) == []
     assert {r for r in before.rules if not is_ours(r)} == {r for r in after.rules if not is_ours(r)}
     assert not any(r.destination.prefixlen == 0 for r in after.routes if r.table == TABLE)
     removed = performed(after, removal(after))
@@ -111,6 +129,41 @@ def test_the_order_of_the_rules():
     assert (mark.priority, mark.table, mark.fwmark, mark.suppress) == (110, MAIN, 0x574B, None)
     assert (main.priority, main.table, main.fwmark, main.suppress) == (199, MAIN, None, 0)
     assert (mesh.priority, mesh.table, mesh.fwmark, mesh.suppress) == (200, 22347, None, 0)
+
+
+def test_what_is_preferred_is_asked_after_the_mark_and_before_main():
+    after = performed(FRESH, host_actions(PREFERRING, FRESH))
+    four = sorted((rule for rule in after.rules - SYSTEM if rule.version == 4), key=lambda rule: rule.priority)
+    assert [(rule.priority, rule.table) for rule in four] == [
+        (110, MAIN),
+        (197, MAIN),
+        (197, MAIN),
+        (198, FIRST_TABLE),
+        (199, MAIN),
+        (200, TABLE),
+    ]
+    assert {rule.source for rule in four if rule.priority == 197} == PREFERRING.outside
+    assert [rule.priority for rule in after.rules if rule.version == 6 and rule.table == FIRST_TABLE] == [198]
+    assert {route.destination for route in after.routes if route.table == FIRST_TABLE} == PREFERRING.preferred
+    without = performed(after, host_actions(PLAN, after))
+    assert without.rules == performed(FRESH, host_actions(PLAN, FRESH)).rules
+    assert not [route for route in without.routes if route.table == FIRST_TABLE]
+
+
+def test_where_there_is_no_place_before_main_nothing_is_preferred():
+    crowded = replace(FRESH, rules=SYSTEM | {Rule(4, 188, LOCAL)})
+    rules = performed(crowded, host_actions(PREFERRING, crowded)).rules
+    assert [rule.version for rule in rules if rule.table == FIRST_TABLE] == [6]
+
+
+def test_a_strict_filter_is_made_loose_first_and_given_back_last():
+    state = replace(FRESH, strict={"eth0": "1"}, underlay=frozenset({"eth0"}))
+    actions = host_actions(PREFERRING, state)
+    loosen = actions.index(SetSysctl("eth0", "rp_filter", "2", "1"))
+    assert all(loosen < at for at, action in enumerate(actions) if isinstance(action, SetRule | SetRoute))
+    after = replace(performed(state, actions), underlay=frozenset())
+    assert host_actions(PLAN, after)[-1] == RestoreSysctls("eth0")
+    assert str(RestoreSysctls("eth0")) == "restore the sysctls of eth0"
 
 
 def test_protecting_rules_stand_before_the_first_route():

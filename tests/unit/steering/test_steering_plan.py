@@ -143,6 +143,14 @@ def test_other_ports_take_the_whole_table() -> None:
     assert render_change(plan, plan_of(51820, 40001, [])) is None
 
 
+def test_answers_of_addresses_outside_are_marked_and_only_then_are_connections_tracked() -> None:
+    plan, bare = plan_of(51820, 40000, [], map(IPv4Address, ("10.0.0.9", "10.0.0.10"))), plan_of(51820, 40000, [])
+    rule = "ct direction reply ct original ip daddr { 10.0.0.9, 10.0.0.10 } meta mark set 0x574b"
+    assert rule in render(plan)
+    assert " ct " not in render(bare)
+    assert render_change(bare, plan) is render_change(plan, bare) is None
+
+
 @given(PLANS)
 def test_an_adopted_table_is_the_plan_that_made_it(plan: SteeringPlan) -> None:
     snapshot = parse(listing(plan))
