@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -p no:cacheprovider
 .DEFAULT_GOAL := help
 
-.PHONY: image kind-up kind-down kind-e2e e2e help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay wheel clean
+.PHONY: image tilt-ci kind-up kind-down kind-e2e e2e help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ kind-e2e: ## kind-up, e2e, kind-down, as `make test` does it
 
 e2e: ## Tests against a real cluster: that of kind-up, or the one that KUBECONFIG names
 	@hack/e2e
+
+tilt-ci: ## What Tilt makes of the Tiltfile on the kind cluster, where there is a tilt: builds, deploys, updates live
+	@hack/tilt-ci
 
 down: python ## Remove what a demo or a lab left
 	@$(BIN)/wirekube lab down --all
