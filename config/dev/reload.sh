@@ -40,8 +40,9 @@ run() {
 }
 
 restart() {
+    old=$(cat "$pid") # before it is asked for: one that starts because of that has the new code
     : >"$again"
-    kill -TERM "$(cat "$pid")" 2>/dev/null || true # it may be ending already
+    kill -TERM "$old" 2>/dev/null || true # it may be ending already
 }
 
 case ${1:-} in

@@ -17,12 +17,13 @@ POD = "spec.template.spec"
 
 
 def relaxed(workload: str, role: str) -> dict[tuple[str, str], Any]:
-    """Return what may differ in each workload: the command around the command, and a root file system to write on."""
+    """Return what may differ in each workload: a command around the command, a root file system to write on, no restarts."""
     container = f"{POD}.containers.{role}"
     mount = {"name": "dev", "mountPath": "/etc/wirekube-dev", "readOnly": True}
     return {
         (workload, f"{container}.command"): ["sh", "/etc/wirekube-dev/reload.sh", "run", f"wirekube-{role}"],
         (workload, f"{container}.securityContext.readOnlyRootFilesystem"): False,
+        (workload, f"{container}.livenessProbe"): None,
         (workload, f"{container}.volumeMounts./etc/wirekube-dev"): mount,
     }
 

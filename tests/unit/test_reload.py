@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "config/dev/reload.sh"
 # Says which process it is, and ends with the status that the file beside it holds, or when told to.
-COMMAND = 'echo "$$"; [ ! -e "$TMPDIR/status" ] || exit "$(cat "$TMPDIR/status")"; exec sleep 60'
+COMMAND = 'status=$(cat "$TMPDIR/status" 2>&-); echo "$$"; [ -z "$status" ] || exit "$status"; exec sleep 60'
 
 Start = Callable[..., subprocess.Popen[str]]
 
