@@ -22,7 +22,7 @@ from ..wire.endpoint import Endpoint, IPAddress
 from .facts import MeshFacts, OwnFacts, PeerFacts, keepalive_of
 from .relayclient import opens
 from .routing.model import HostPlan
-from .steering.plan import PeerSteering, SteeringPlan, plan_of
+from .steering.plan import Inside, PeerSteering, SteeringPlan, plan_of
 from .wireguard.device import DeviceConfig, PeerConfig, PeerStats, public_key_of
 
 FIRST_PORT = 1024
@@ -114,7 +114,7 @@ def device_config(
 
 def steering_plan(
     mesh: MeshFacts,
-    peers: Iterable[PeerFacts],
+    peers: Collection[PeerFacts],
     ports: Mapping[bytes, int],
     legs: Mapping[str, Legs],
     proxies: Mapping[bytes, Endpoint],
@@ -139,7 +139,16 @@ def steering_plan(
                 accept=mine.accept | ({proxy} if proxy else set()),
             )
         )
-    return plan_of(mesh.listen_port, probe_port, entries, (ip for ip in outside if isinstance(ip, IPv4Address)))
+    return plan_of(mesh.listen_port, probe_port, entries, _inside(mesh, peers, outside))
+
+
+def _inside(mesh: MeshFacts, peers: Iterable[PeerFacts], outside: Iterable[IPAddress]) -> Inside:
+    nodes = {network.network_address for peer in peers for network in peer.preferred if network.num_addresses == 1}
+    return Inside(mesh.interface if nodes else "", _ipv4(nodes), _ipv4(outside))
+
+
+def _ipv4(addresses: Iterable[IPAddress]) -> frozenset[IPv4Address]:
+    return frozenset(ip for ip in addresses if isinstance(ip, IPv4Address))
 
 
 def covered_endpoints(peers: Collection[PeerFacts], legs: Mapping[str, Legs]) -> set[IPAddress]:

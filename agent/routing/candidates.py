@@ -16,14 +16,23 @@ VIRTUAL_NAMES: Final = (
 )
 """Names that container networks give to their links. Physical links (without a kind) count under any name."""
 
+TUNNEL_KINDS: Final = frozenset(
+    {"vxlan", "geneve", "gre", "gretap", "ip6gre", "ip6gretap", "ip6tnl", "ipip", "sit", "fou"}
+)
+"""Links whose packets go to other nodes as packets of this host, and may then go through the mesh.
+
+A path over such a one would carry the mesh inside itself, again and again.
+"""
+
 
 def is_candidate_link(link: LinkRow, own: str) -> bool:
     """Whether other nodes may reach this host over the link.
 
-    The kind alone says nothing: a host's own uplink may be a bridge or, in a container, a veth named eth0.
+    But for tunnels the kind alone says nothing: a host's own uplink may be a bridge or, in a container, a veth named eth0.
     """
     container = bool(link.kind) and any(fnmatchcase(link.name, pattern) for pattern in VIRTUAL_NAMES)
-    return link.running and not link.loopback and link.name != own and not container
+    tunnel = link.kind in TUNNEL_KINDS
+    return link.running and not link.loopback and link.name != own and not container and not tunnel
 
 
 def candidate_interfaces(links: Iterable[LinkRow], addresses: Iterable[AddressRow], own: str) -> list[Interface]:

@@ -24,6 +24,9 @@ or the other side's WireGuard would refuse it for its source. For this host's ow
 (`routing/plan.py`); where kube-proxy passed a packet on to a pod, routing cannot tell to which address it was sent, but
 conntrack can: the answer gets our fwmark, and takes table main.
 
+`tunnels` is there while Nodes' addresses go through the mesh. An overlay CNI such as flannel binds its VXLAN to the uplink,
+and the kernel then looks for a route over that link alone. A change of the mark makes it look again, by the rules.
+
 `unmark` clears our fwmark once routing is decided: it contains 0x4000, kube-proxy's masquerade bit, which would give
 WireGuard a random source port.
 
@@ -43,6 +46,8 @@ from ...wire.endpoint import Endpoint
 
 TABLE = "wirekube"
 PROBE_MAGIC = 0x574B5002  # `paths.probe.MAGIC`; its first byte is above 4, so that no WireGuard message can match
+
+REROUTED = FWMARK + 1  # no rule asks for it: it only has to differ from what a packet had
 
 Elements = dict[str, dict[str, str]]
 
@@ -65,6 +70,21 @@ class PeerSteering:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """What goes through the mesh by the addresses of Nodes.
+
+    Attributes:
+        interface: the mesh's.
+        nodes: addresses of other Nodes that are reached through it.
+        outside: addresses of this host whose answers stay outside.
+    """
+
+    interface: str = ""
+    nodes: frozenset[IPv4Address] = frozenset()
+    outside: frozenset[IPv4Address] = frozenset()
+
+
+@dataclass(frozen=True)
 class SteeringPlan:
     """The whole table.
 
@@ -72,13 +92,13 @@ class SteeringPlan:
         listen_port: WireGuard's port.
         probe_port: the port of the agent's probe socket.
         peers: entries, by virtual port.
-        outside: addresses of this host whose answers stay outside of the mesh.
+        inside: what goes through the mesh by the addresses of Nodes.
     """
 
     listen_port: int
     probe_port: int
     peers: Mapping[int, PeerSteering]
-    outside: frozenset[IPv4Address] = frozenset()
+    inside: Inside = Inside()
 
     @cached_property
     def maps(self) -> Elements:
@@ -87,10 +107,10 @@ class SteeringPlan:
 
 
 def plan_of(
-    listen_port: int, probe_port: int, peers: Iterable[PeerSteering], outside: Iterable[IPv4Address] = ()
+    listen_port: int, probe_port: int, peers: Iterable[PeerSteering], inside: Inside | None = None
 ) -> SteeringPlan:
     """Make a plan of entries in any order."""
-    return SteeringPlan(listen_port, probe_port, {peer.virtual_port: peer for peer in peers}, frozenset(outside))
+    return SteeringPlan(listen_port, probe_port, {peer.virtual_port: peer for peer in peers}, inside or Inside())
 
 
 def elements(plan: SteeringPlan) -> Elements:
@@ -150,19 +170,37 @@ table ip {TABLE} {{
   type filter hook postrouting priority srcnat - 1; policy accept;
   meta mark {FWMARK:#x} meta mark set 0
  }}
-{_answers(plan.outside)}}}
+{_answers(plan.inside)}{_tunnels(plan.inside)}}}
 """
 
 
-def _answers(outside: Collection[IPv4Address]) -> str:
+def _answers(inside: Inside) -> str:
     # Without such an address there is no chain: it would make the kernel track connections, which not every host does.
-    if not outside:
+    if not inside.outside:
         return ""
     return f""" chain answers {{
   type filter hook prerouting priority mangle; policy accept;
-  ct direction reply ct original ip daddr {{ {", ".join(map(str, sorted(outside)))} }} meta mark set {FWMARK:#x}
+  ct direction reply ct original ip daddr {_set(inside.outside)} meta mark set {FWMARK:#x}
  }}
 """
+
+
+def _tunnels(inside: Inside) -> str:
+    if not inside.nodes:
+        return ""
+    return f""" chain tunnels {{
+  type route hook output priority mangle; policy accept;
+  oifname != "{inside.interface}" meta mark != {FWMARK:#x} ip daddr {_set(inside.nodes)} meta mark set {REROUTED:#x}
+ }}
+ chain tunnels_unmark {{
+  type filter hook postrouting priority srcnat - 1; policy accept;
+  meta mark {REROUTED:#x} meta mark set 0
+ }}
+"""
+
+
+def _set(addresses: Collection[IPv4Address]) -> str:
+    return f"{{ {', '.join(map(str, sorted(addresses)))} }}"
 
 
 def render_change(old: SteeringPlan, new: SteeringPlan) -> str | None:
@@ -170,7 +208,7 @@ def render_change(old: SteeringPlan, new: SteeringPlan) -> str | None:
 
     Empty when they are equal; None when the rules differ, which takes a replacement of the whole.
     """
-    if (old.listen_port, old.probe_port, old.outside) != (new.listen_port, new.probe_port, new.outside):
+    if (old.listen_port, old.probe_port, old.inside) != (new.listen_port, new.probe_port, new.inside):
         return None
     before, after = old.maps, new.maps
     lines = []

@@ -36,6 +36,9 @@ def link(name, kind="", index=1, running=True, loopback=False):
         ("virbr0", "bridge", False),
         ("cni0", "bridge", False),
         ("mesh", "tun", False),
+        ("overlay", "vxlan", False),
+        ("tunl0", "ipip", False),
+        ("tun0", "tun", True),
     ],
 )
 def test_links_that_other_nodes_may_use(name, kind, expected):

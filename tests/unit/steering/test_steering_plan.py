@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from wirekube.agent.steering.plan import (
     Elements,
+    Inside,
     PeerSteering,
     SteeringPlan,
     elements,
@@ -144,11 +145,19 @@ def test_other_ports_take_the_whole_table() -> None:
 
 
 def test_answers_of_addresses_outside_are_marked_and_only_then_are_connections_tracked() -> None:
-    plan, bare = plan_of(51820, 40000, [], map(IPv4Address, ("10.0.0.9", "10.0.0.10"))), plan_of(51820, 40000, [])
+    addresses = frozenset(map(IPv4Address, ("10.0.0.9", "10.0.0.10")))
+    plan, bare = plan_of(51820, 40000, [], Inside("wk", outside=addresses)), plan_of(51820, 40000, [])
     rule = "ct direction reply ct original ip daddr { 10.0.0.9, 10.0.0.10 } meta mark set 0x574b"
     assert rule in render(plan)
     assert " ct " not in render(bare)
+    assert "tunnels" not in render(plan)
     assert render_change(bare, plan) is render_change(plan, bare) is None
+
+
+def test_what_a_tunnel_sends_to_a_nodes_address_is_routed_again() -> None:
+    plan = plan_of(51820, 40000, [], Inside("wk", frozenset({IPv4Address("10.0.0.9")})))
+    assert 'oifname != "wk" meta mark != 0x574b ip daddr { 10.0.0.9 } meta mark set 0x574c' in render(plan)
+    assert "answers" not in render(plan)
 
 
 @given(PLANS)
