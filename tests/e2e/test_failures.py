@@ -45,10 +45,10 @@ def _replace(mesh: Any, node: str) -> None:
         pod = mesh.pods("agent").get(node)
         return pod is not None and pod["metadata"]["uid"] != old["uid"]
 
-    mesh.cluster.until("the agent's pod is made anew", replaced, 30)
+    mesh.cluster.until("the agent's pod is made anew", replaced, 60)
 
 
-def _says(mesh: Any, node: str, kind: str, *words: str, seconds: float = 60) -> None:
+def _says(mesh: Any, node: str, kind: str, *words: str, seconds: float = 120) -> None:
     """Wait until a condition of the Peer is False and its message has the words."""
 
     def said() -> bool:
@@ -71,18 +71,18 @@ def test_a_labelled_node_whose_image_is_missing(mesh: Any, node: str) -> None:
     """The kubelet says which image, the Peer says that no agent runs and where to look."""
     cluster, missing = mesh.cluster, {"image": "wirekube:missing", "imagePullPolicy": "Never"}
     cluster.run("label", "node", node, f"{LABEL_VPN_ENABLED}-")
-    cluster.until("the Peer is gone", lambda: node not in mesh.peers(), 30)
+    cluster.until("the Peer is gone", lambda: node not in mesh.peers(), 60)
     pod = {kind: [{"name": name} | missing] for kind, name in (("initContainers", "cleanup"), ("containers", "agent"))}
     try:
         with _other_agent(mesh, node, pod):
             cluster.run("label", "node", node, f"{LABEL_VPN_ENABLED}=true")
-            cluster.until("the Peer is there", lambda: node in mesh.peers(), 30)
+            cluster.until("the Peer is there", lambda: node in mesh.peers(), 60)
             _says(mesh, node, "Ready", "kubectl", "wirekube-system", node)
             name = mesh.pods("agent")[node]["metadata"]["name"]
-            cluster.until("the Event names the image", lambda: "wirekube:missing" in _events(mesh, name), 30)
+            cluster.until("the Event names the image", lambda: "wirekube:missing" in _events(mesh, name), 60)
     finally:
         cluster.run("label", "node", node, f"{LABEL_VPN_ENABLED}=true", "--overwrite")
-    cluster.until("the Peer is Ready", lambda: is_ready(mesh.peer(node)), 60)
+    cluster.until("the Peer is Ready", lambda: is_ready(mesh.peer(node)), 120)
 
 
 def _events(mesh: Any, pod: str) -> str:
@@ -111,4 +111,4 @@ def test_a_node_without_a_tun_device(mesh: Any, node: str) -> None:
     finally:
         mesh.probes.one(node, "rename", f"{TUN}.away", TUN, pids=True)
     # Nothing else is needed: the agent tries again.
-    mesh.cluster.until("the Peer is Ready", lambda: is_ready(mesh.peer(node)), 60)
+    mesh.cluster.until("the Peer is Ready", lambda: is_ready(mesh.peer(node)), 120)

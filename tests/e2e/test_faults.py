@@ -31,7 +31,7 @@ def test_a_killed_operator_comes_back_and_nobody_notices(mesh: Any, probes: Any)
     restarts = _restarts(mesh.pods("operator")[node])
     assert probes.one(node, "signal", "SIGKILL", "wirekube-operator", pids=True) >= 1
     assert mesh.unanswered() == []
-    mesh.cluster.until("the operator was restarted", lambda: _restarts(mesh.pods("operator")[node]) > restarts, 60)
+    mesh.cluster.until("the operator was restarted", lambda: _restarts(mesh.pods("operator")[node]) > restarts, 120)
     mesh.rolled_out()
     mesh.settle()
 
@@ -52,7 +52,7 @@ def test_a_restarted_api_server_costs_no_tunnel(mesh: Any, probes: Any) -> None:
     mesh.cluster.until(
         "the API server was restarted",
         lambda: _restarts(mesh.cluster.get("pod", name, "-n", "kube-system")) > before,
-        90,
+        180,
     )
     assert mesh.unanswered() == []
     mesh.settle()
@@ -70,14 +70,14 @@ def test_a_node_that_is_drained_deleted_and_made_anew_is_in_the_mesh_again(
     # A kubelet registers its Node when it starts; the probe ends it once the Node is gone.
     probes.leave(node, "unregistered", "60", node, "kubelet --")
     cluster.run("delete", "node", node, "--timeout=30s")
-    cluster.until("the Peer is gone", lambda: node not in mesh.peers(), 30)
+    cluster.until("the Peer is gone", lambda: node not in mesh.peers(), 60)
     others = {(one, other) for one in nodes for other in nodes if node not in (one, other) and one != other}
     assert all(None not in found for found in mesh.ping(20, others).values())
     cluster.until("the node has registered again", lambda: is_ready(cluster.get("node", node)), 120)
     for key in ("labels", "annotations"):
         wanted = {name: text for name, text in kept.get(key, {}).items() if "wirekube.io/" in name}
         cluster.patch("node", node, {"metadata": {key: wanted}})
-    cluster.until("its Peer is Ready", lambda: is_ready(mesh.peers().get(node, {})), 90)
+    cluster.until("its Peer is Ready", lambda: is_ready(mesh.peers().get(node, {})), 180)
     assert mesh.peer(node)["spec"]["addresses"] == address
     mesh.rolled_out()
     mesh.settle()

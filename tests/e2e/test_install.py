@@ -23,7 +23,7 @@ def test_hosts_ping_each_other_by_mesh_address(mesh: Any, nodes: Any) -> None:
 
 
 def test_each_pair_has_the_path_that_its_nats_allow(mesh: Any) -> None:
-    mesh.cluster.until("every path is as its NATs allow", lambda: not mesh.wrong_paths(), 30)
+    mesh.cluster.until("every path is as its NATs allow", lambda: not mesh.wrong_paths(), 60)
     for (one, other), path in sorted(mesh.paths().items()):
         print(f"{one} -> {other}: {path}")
 
@@ -54,7 +54,7 @@ def test_the_annotated_endpoint_wins(mesh: Any, public: str) -> None:
         cluster.until(
             "the annotation is the Peer's first candidate",
             lambda: mesh.peer(public)["status"]["candidates"][0] == {"endpoint": wanted, "type": "manual"},
-            20,
+            60,
         )
         assert mesh.peer(public)["status"]["endpoint"] == wanted
     finally:
@@ -71,7 +71,7 @@ def test_a_malformed_annotation_is_named_and_changes_nothing(mesh: Any, public: 
         cluster.until(
             "the Peer says what is wrong",
             lambda: condition(mesh.peer(public), "EndpointAccepted").get("status") == "False",
-            20,
+            60,
         )
         assert ANNOTATION_ENDPOINT in condition(mesh.peer(public), "EndpointAccepted")["message"]
     finally:
@@ -84,12 +84,12 @@ def test_a_node_leaves_and_joins_again_by_its_label(mesh: Any, hidden: list[str]
     node, cluster = hidden[0], mesh.cluster
     address = mesh.peer(node)["spec"]["addresses"]
     cluster.run("label", "node", node, f"{LABEL_VPN_ENABLED}-")
-    cluster.until("the Peer is gone", lambda: node not in mesh.peers(), 30)
-    cluster.until("the host is clean", lambda: "wire_kube" not in mesh.probes.one(node, "state")["links"], 30)
+    cluster.until("the Peer is gone", lambda: node not in mesh.peers(), 60)
+    cluster.until("the host is clean", lambda: "wire_kube" not in mesh.probes.one(node, "state")["links"], 60)
     others = {(one, other) for one in nodes for other in nodes if node not in (one, other) and one != other}
     assert all(None not in found for found in mesh.ping(20, others).values())
     cluster.run("label", "node", node, f"{LABEL_VPN_ENABLED}=true")
-    cluster.until("the Peer is Ready", lambda: is_ready(mesh.peers().get(node, {})), 60)
+    cluster.until("the Peer is Ready", lambda: is_ready(mesh.peers().get(node, {})), 120)
     assert mesh.peer(node)["spec"]["addresses"] == address
     mesh.settle()
     assert mesh.unanswered() == []

@@ -11,7 +11,7 @@ from wirekube.lab.expect import allowed_by_nat
 def test_always_relays_every_pair(mesh: Any) -> None:
     mesh.set(relay={"mode": "always"})
     try:
-        mesh.cluster.until("every pair is relayed", lambda: set(mesh.paths().values()) == {"Relayed"}, 60)
+        mesh.cluster.until("every pair is relayed", lambda: set(mesh.paths().values()) == {"Relayed"}, 120)
         assert mesh.unanswered() == []
     finally:
         mesh.set(relay={"mode": "auto"})
@@ -21,7 +21,7 @@ def test_always_relays_every_pair(mesh: Any) -> None:
 def test_never_keeps_what_is_direct_and_says_why_the_rest_is_not(mesh: Any, nodes: Any) -> None:
     mesh.set(relay={"mode": "never"})
     try:
-        mesh.cluster.until("no pair is relayed", lambda: "Relayed" not in mesh.paths().values(), 60)
+        mesh.cluster.until("no pair is relayed", lambda: "Relayed" not in mesh.paths().values(), 120)
 
         def as_allowed() -> bool:
             return all(
@@ -31,7 +31,7 @@ def test_never_keeps_what_is_direct_and_says_why_the_rest_is_not(mesh: Any, node
                 for (one, other), path in mesh.paths().items()
             )
 
-        mesh.cluster.until("only pairs that NATs keep apart are unreachable", as_allowed, 60)
+        mesh.cluster.until("only pairs that NATs keep apart are unreachable", as_allowed, 120)
         for peer in mesh.peers().values():
             for each in peer["status"].get("notDirect", []):
                 assert each["reason"], each

@@ -70,7 +70,7 @@ def test_logs_and_exec_reach_kubelets_behind_nat(mesh: Any, probes: Any, web: An
             cluster.until(
                 f"kubectl logs reaches {node}",
                 lambda name=name: "serving" in cluster.run("logs", "-n", namespace, name, "--request-timeout=5s"),
-                60,
+                120,
             )
             said = cluster.run("exec", "-n", namespace, name, "--", "cat", "/www/index.html")
             assert said.strip() == name
@@ -92,7 +92,7 @@ def test_an_address_of_the_api_server_stays_outside_the_mesh(mesh: Any, public: 
                 for peer in mesh.peers().values()
                 if not set(servers) & set(_internal(cluster, peer))
             ),
-            30,
+            60,
         )
         shown = {
             text.partition("/")[0] for peer in mesh.peers().values() for text in peer["spec"].get("nodeAddresses", [])

@@ -112,7 +112,7 @@ class Mesh:
         """Return the pairs whose pings by mesh address had no answer."""
         return sorted(pair for pair, answers in self.ping(seconds).items() if None in answers)
 
-    def settle(self, seconds: float = 60) -> None:
+    def settle(self, seconds: float = 120) -> None:
         """Wait until every Peer is Ready and every path is one that the NATs allow."""
         self.cluster.until(
             "every Peer is Ready", lambda: all(is_ready(peer) for peer in self.peers().values()), seconds
@@ -164,11 +164,11 @@ def install(mesh: Mesh, timeline: Timeline) -> None:
     cluster.run("label", "nodes", *nodes, f"{LABEL_VPN_ENABLED}=true", "--overwrite")
     timeline.mark("kubectl apply -k config/default, nodes labelled")
     cluster.run("wait", "--for=condition=Established", "--timeout=30s", "crd/wirekubemeshes.wirekube.io")
-    cluster.until("the relay has a node", lambda: relay_endpoint(cluster), 60)
+    cluster.until("the relay has a node", lambda: relay_endpoint(cluster), 120)
     cluster.apply([mesh_object(cluster)])
-    cluster.until("every node's agent runs", lambda: len(_running(mesh, "agent")) == len(nodes), 90)
+    cluster.until("every node's agent runs", lambda: len(_running(mesh, "agent")) == len(nodes), 180)
     timeline.mark("pods running on all nodes")
-    cluster.until("every Peer has a key", lambda: _published(mesh) == len(nodes), 60)
+    cluster.until("every Peer has a key", lambda: _published(mesh) == len(nodes), 120)
     timeline.mark("Peers published")
     answers = mesh.ping(60)
     times = [each[0] for found in answers.values() for each in found if each]
