@@ -67,6 +67,14 @@ def world(tmp_path, monkeypatch):
     down(Lab(world.lab.name))
 
 
+@pytest.fixture(autouse=True)
+def heed_interrupts():
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that; a terminal does not."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
 def begin(world, *words):
     """Run `lab up` as a person does; returns the process, whose progress is read from stderr."""
     argv = [sys.executable, "-m", "wirekube.cli.main", "lab", "up", "pair", "-n", world.lab.name, *words]
