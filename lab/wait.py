@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import IPv4Address
+from typing import TypeVar
 
 from ..wire import stun
 from .netns import inside
 from .state import LabError
 from .topology import STUN_ADDRESSES, STUN_PORT
+
+T = TypeVar("T")
 
 POLL_SECONDS = 0.02
 STUN_SECONDS = 10.0
@@ -28,6 +31,20 @@ def until(condition: Callable[[], bool], seconds: float, poll: float = POLL_SECO
             return False
         time.sleep(poll)
     return True
+
+
+def eventually(probe: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
+    """Return what a probe returns once it is true.
+
+    Raises:
+        TimeoutError: it was not in time.
+    """
+    end = time.monotonic() + seconds
+    while not (found := probe()):
+        if time.monotonic() >= end:
+            raise TimeoutError(f"not within {seconds:.0f} s{': ' if what else ''}{what}")
+        time.sleep(POLL_SECONDS)
+    return found
 
 
 def missing_tools(names: Iterable[str]) -> list[str]:

@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from wirekube.lab.wait import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 API = "wirekube.io/v1alpha1"
@@ -50,15 +51,9 @@ class Cluster:
         found = next((each for each in conditions if each["type"] == kind), None)
         return (found["status"], found["reason"], found["message"]) if found else ("", "", "")
 
-    def until(self, probe: Callable[[], bool], what: str, seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        while not probe():
-            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-            time.sleep(0.1)
-
     def verdict(self, name: str, kind: str, status: str, reason: str) -> str:
         """Wait for a verdict, return its message."""
-        self.until(lambda: self.condition(name, kind)[:2] == (status, reason), f"{name}: {kind}={status} {reason}")
+        eventually(lambda: self.condition(name, kind)[:2] == (status, reason), what=f"{name}: {kind}={status} {reason}")
         return self.condition(name, kind)[2]
 
 
@@ -94,7 +89,7 @@ def cluster(control_plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_networks_of_nodes_come_are_judged_and_go(cluster: Cluster) -> None:
-    cluster.until(lambda: all(cluster.spec(name, "addresses") for name in NODES), "Peers")
+    eventually(lambda: all(cluster.spec(name, "addresses") for name in NODES), what="Peers")
     assert cluster.spec("nr-a", "nodeAddresses") is cluster.spec("nr-a", "podCIDRs") is None
 
     cluster.route({"nodeAddresses": "internal", "podCIDRs": True, "excludeCIDRs": ["10.244.7.0/25"]})
@@ -120,8 +115,8 @@ def test_networks_of_nodes_come_are_judged_and_go(cluster: Cluster) -> None:
     cluster.verdict("nr-a", "AllowedIPsAccepted", "True", "Accepted")
     cluster.route(None)
     for field in ("nodeAddresses", "podCIDRs"):
-        cluster.until(lambda field=field: not any(cluster.spec(name, field) for name in NODES), f"{field} are gone")
-    cluster.until(lambda: cluster.condition("nr-b", "NodeAddressesAccepted")[0] == "", "conditions are gone")
-    cluster.until(lambda: cluster.condition("nr-b", "PodCIDRsAccepted")[0] == "", "conditions are gone")
+        eventually(lambda field=field: not any(cluster.spec(name, field) for name in NODES), what=f"{field} are gone")
+    eventually(lambda: cluster.condition("nr-b", "NodeAddressesAccepted")[0] == "", what="conditions are gone")
+    eventually(lambda: cluster.condition("nr-b", "PodCIDRsAccepted")[0] == "", what="conditions are gone")
     assert cluster.spec("nr-a", "allowedIPs") == ["192.168.1.0/29"]
     assert [text.partition("/")[2] for text in cluster.spec("nr-a", "addresses") or []] == ["32", "128"]

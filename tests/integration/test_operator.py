@@ -9,25 +9,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wirekube.lab.wait import eventually
+
 ROOT = Path(__file__).resolve().parents[2]
 KEY = base64.b64encode(bytes([7]) * 32).decode()
 API = "wirekube.io/v1alpha1"
-
-
-def eventually(probe: Callable[[], Any], seconds: float = 20) -> Any:
-    """Return what the probe returns once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {probe.__name__}"
-        time.sleep(0.1)
-    return found
 
 
 def start(kubeconfig: str, log: Path) -> subprocess.Popen[bytes]:

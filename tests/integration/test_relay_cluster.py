@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from wirekube.lab.wait import eventually
 from wirekube.wire import relay as wire
 from wirekube.wire.endpoint import Endpoint
 
@@ -27,14 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 API = "wirekube.io/v1alpha1"
 COMMAND = [sys.executable, "-m", "wirekube.relay.main", "--listen", "127.0.0.1:0"]
 NAMESPACE = "wirekube-system"
-
-
-def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
-    return found
 
 
 def free_port() -> int:
@@ -56,7 +49,7 @@ class Relay:
         return self._log.read_text() + self._out.read_text()
 
     def started(self) -> Relay:
-        listening = until(lambda: re.search(r"^listening on (\S+)\n", self._out.read_text(), re.MULTILINE))
+        listening = eventually(lambda: re.search(r"^listening on (\S+)\n", self._out.read_text(), re.MULTILINE))
         key = re.search(r"^relay public key: (\S+)\n", self._out.read_text())
         assert key is not None
         self.key, self.address = base64.b64decode(key[1]), Endpoint.parse(listening[1])
@@ -163,13 +156,13 @@ def test_only_accepted_keys_are_admitted_and_a_session_ends_with_its_peer(
     cluster.peer("other", other, verdict="False")
     begin = time.monotonic()
     relay = relays(*SECRET, "--allow-peers").started()
-    until(lambda: relay.ready() == 200)
+    eventually(lambda: relay.ready() == 200)
     print(f"MEASURED a relay is ready {time.monotonic() - begin:.2f} s after its start")
-    until(lambda: relay.admits(one))
+    eventually(lambda: relay.admits(one))
     assert not relay.admits(other)
     assert not relay.admits(stranger)
     cluster.peer("two", two)
-    until(lambda: relay.admits(two))
+    eventually(lambda: relay.admits(two))
     session = relay.register(two)
     assert session is not None
     with session:
@@ -187,13 +180,13 @@ def test_an_accident_to_all_peers_or_to_the_server_leaves_the_last_in_force(
     key, late = os.urandom(32), os.urandom(32)
     cluster.peer("one", key)
     relay = relays(*SECRET, "--allow-peers").started()
-    session = until(lambda: relay.register(key))
+    session = eventually(lambda: relay.register(key))
     with session:
         cluster.kubectl("delete", "wkpeer", "--all")
         cluster.peer("late", None)
         cluster.plane.stop()
         try:
-            until(lambda: "list or watch failed" in relay.log(), 30)
+            eventually(lambda: "list or watch failed" in relay.log(), 30)
             session.sendall(wire.frame(wire.PING, b"12345678"))
             assert session.recv(13, socket.MSG_WAITALL) == wire.frame(wire.PONG, b"12345678")
             assert relay.admits(key)
@@ -201,8 +194,8 @@ def test_an_accident_to_all_peers_or_to_the_server_leaves_the_last_in_force(
         finally:
             cluster.plane.launch()
     cluster.peer("late", late)
-    until(lambda: relay.admits(late), 30)
-    until(lambda: not relay.admits(key), 10)
+    eventually(lambda: relay.admits(late), 30)
+    eventually(lambda: not relay.admits(key), 10)
 
 
 def test_relays_that_start_together_share_one_key_and_a_reapplied_manifest_leaves_it(
@@ -245,14 +238,14 @@ def test_a_server_that_is_away_is_waited_for_and_said_once(
     )
     (tmp_path / "away").write_text(json.dumps(config))
     relay = relays(*SECRET, "--allow-peers", kubeconfig=str(tmp_path / "away"))
-    until(lambda: "cannot use the API server yet" in relay.log())
+    eventually(lambda: "cannot use the API server yet" in relay.log())
     assert relay.ready() == 500
     # It comes: a door to the real one.
     target = Endpoint.parse(url.removeprefix("https://"))
     with subprocess.Popen([sys.executable, "-c", DOOR, str(port), str(target.ip), str(target.port)]) as door:
         try:
             relay.started()
-            until(lambda: relay.ready() == 200)
+            eventually(lambda: relay.ready() == 200)
             assert relay.log().count("cannot use the API server yet") == 1
         finally:
             door.kill()
@@ -276,6 +269,6 @@ asyncio.run(main())
 
 def test_a_signal_ends_a_relay_that_still_waits(cluster: Cluster, relays: Callable[..., Relay]) -> None:
     relay = relays("--key-secret", f"{NAMESPACE}/another", "--open")
-    until(lambda: "cannot use the Secret wirekube-system/another yet" in relay.log())
+    eventually(lambda: "cannot use the Secret wirekube-system/another yet" in relay.log())
     assert "cannot get resource" in relay.log()
     assert relay.stop() == 0

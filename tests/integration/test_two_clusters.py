@@ -14,14 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wirekube.lab.controlplane import ControlPlane, find_or_build
+from wirekube.lab.wait import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 API = "wirekube.io/v1alpha1"
@@ -30,14 +30,6 @@ SERVER_SIDE = ("apply", "--server-side", "--force-conflicts", "-f", "-")
 BOOKKEEPING = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def eventually(probe: Callable[[], Any], seconds: float = 20) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
-    return found
 
 
 class Side:

@@ -11,8 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +23,11 @@ from wirekube.agent.wireguard.device import DeviceChange
 from wirekube.agent.wireguard.kernel import kernel_has_wireguard
 from wirekube.agent.wireguard.userspace import ENV_BINARY, SOCKET_DIR, UserspaceBackend
 from wirekube.lab.controlplane.binaries import wireguard_go
+from wirekube.lab.wait import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 SCRIPT = Path(userspace.__file__).with_name("userspace.sh")
 NAME = f"wkh{os.getpid() % 100000}"
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def links() -> str:
@@ -60,7 +53,7 @@ class Helper:
         waits = self.said("waiting")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
-        until(lambda: self.said("waiting") > waits)
+        eventually(lambda: self.said("waiting") > waits)
 
     def first(self) -> int:
         """Return the PID of the container's first process."""
@@ -113,7 +106,7 @@ async def test_the_agent_asks_adopts_and_removes_and_the_helper_waits_again(help
         assert await again.ensure(NAME, 1380) is False
         assert any((await again.read(NAME)).private_key)
         await again.remove(NAME)
-        until(lambda turn=turn: helper_here.said("waiting") == turn + 2)
+        eventually(lambda turn=turn: helper_here.said("waiting") == turn + 2)
     assert (helper_here.said("starting"), helper_here.said(f"{NAME} ended")) == (2, 2)
 
 
@@ -150,8 +143,8 @@ async def test_a_program_that_fails_points_to_its_log(helper_here: Helper, monke
     helper_here.start("/bin/false")
     with pytest.raises(BackendError, match="see the log of the container wireguard"):
         await UserspaceBackend(fifo=helper_here.fifo).ensure(NAME, 1420)
-    until(lambda: helper_here.said(f"{NAME} ended with status 1") == 1)
-    until(lambda: helper_here.said("waiting") == 2)
+    eventually(lambda: helper_here.said(f"{NAME} ended with status 1") == 1)
+    eventually(lambda: helper_here.said("waiting") == 2)
 
 
 async def test_sigterm_ends_program_and_helper(helper_here: Helper) -> None:
@@ -174,9 +167,9 @@ async def test_what_is_no_name_starts_nothing_and_does_not_spin(helper_here: Hel
     helper_here.start()
     line = request_.encode() + (b"" if request_ == "unfinished" else b"\n")
     helper._write(helper_here.fifo, line)
-    until(lambda: helper_here.said("waiting") == 2)
+    eventually(lambda: helper_here.said("waiting") == 2)
     await helper.ask(helper_here.fifo, NAME)
-    until(lambda: helper_here.said("starting") == 1)
+    eventually(lambda: helper_here.said("starting") == 1)
     assert helper_here.said("waiting") == 2
     assert helper_here.said(f"starting {NAME}") == 1
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from wirekube.agent.config import from_environment
 from wirekube.agent.wireguard import helper, userspace
 from wirekube.agent.wireguard.backend import BackendError
+from wirekube.lab.wait import eventually
 
 pytestmark = pytest.mark.anyio
 SCRIPT = Path(userspace.__file__).with_name("userspace.sh")
@@ -83,19 +83,12 @@ def script(tmp_path: Path) -> Iterator[Callable[[], str]]:
     assert log.read_text().endswith("userspace: stopped\n")
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 async def test_the_script_runs_the_program_for_each_request_and_only_for_names(
     script: Callable[[], str], tmp_path: Path
 ) -> None:
     for turn, name in enumerate(("wire_kube", "-f", "wg0"), 1):
         await helper.ask(tmp_path / "userspace", name)
-        until(lambda turn=turn: script().count("waiting") == turn + 1)  # type: ignore[misc]
+        eventually(lambda turn=turn: script().count("waiting") == turn + 1)  # type: ignore[misc]
     waiting = f"userspace: waiting for a request on {tmp_path}/userspace"
     assert script().splitlines() == [
         waiting,
