@@ -18,6 +18,7 @@ from e2e_mesh import NAMESPACE, Mesh, Timeline, install, uninstall
 from e2e_probes import IMAGE, PROBES, Probes, probe_objects
 
 from wirekube.lab.cluster import Cluster, ClusterError
+from wirekube.lab.kindnet import ANNOTATION_NAT
 from wirekube.lab.topology import Nat
 
 # Tests share one mesh. Each leaves it as it was; the last takes it away.
@@ -73,7 +74,7 @@ def cluster() -> Cluster:
 def nodes(cluster: Cluster) -> dict[str, Nat]:
     """The nodes of the cluster, in order, and what stands before each."""
     annotations = {node["metadata"]["name"]: node["metadata"].get("annotations", {}) for node in cluster.items("nodes")}
-    return {name: Nat(each.get("e2e.wirekube.io/nat", "none")) for name, each in annotations.items()}
+    return {name: Nat(each.get(ANNOTATION_NAT, "none")) for name, each in annotations.items()}
 
 
 @pytest.fixture(scope="session")

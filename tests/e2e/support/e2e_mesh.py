@@ -13,6 +13,7 @@ from e2e_probes import Probes
 from wirekube.api.constants import LABEL_VPN_ENABLED
 from wirekube.lab.cluster import Cluster, address_of, condition, is_ready
 from wirekube.lab.expect import allowed_by_nat
+from wirekube.lab.kindnet import FACTS
 from wirekube.lab.topology import Nat
 
 ROOT = Path(__file__).parents[3]
@@ -143,7 +144,7 @@ def relay_endpoint(cluster: Cluster) -> str:
 
 def mesh_object(cluster: Cluster) -> dict[str, Any]:
     """Return the Mesh of this cluster."""
-    facts = json.loads(cluster.run("get", "configmap", "wirekube-e2e", "--ignore-not-found", "-o", "json") or "{}")
+    facts = json.loads(cluster.run("get", "configmap", FACTS, "--ignore-not-found", "-o", "json") or "{}")
     servers = [each for each in facts.get("data", {}).get("stunServers", "").split(",") if each]
     relay = {
         "mode": "auto",
