@@ -2,8 +2,9 @@
 """WireGuard in a process of its own (wireguard-go), spoken to over its UAPI socket.
 
 The agent starts it where it finds the program, else asks the container beside its own for it (`helper.py`). Either way
-it outlives the agent, so a restart of the agent finds the tunnels as they were. The socket is a file: it reaches a process in any network namespace, so an answer alone does not prove that the
-interface is one of this namespace; the link is looked up too.
+it outlives the agent, so a restart of the agent finds the tunnels as they were. The socket is a file: it reaches a process
+in any network namespace, so an answer alone does not prove that the interface is one of this namespace; the link is
+looked up too.
 """
 
 from __future__ import annotations

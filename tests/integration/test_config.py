@@ -107,12 +107,24 @@ def test_only_the_agent_itself_gets_its_token_and_only_the_helper_needs_no_more_
     assert mounts["agent"] - mounts["cleanup"] == {"/var/run/secrets/kubernetes.io/serviceaccount"}
 
 
-def test_images_are_named_in_one_place(rendered: dict[str, Any]) -> None:
+def test_manifests_name_no_version_of_an_image_themselves(rendered: dict[str, Any]) -> None:
     images = {name: each["image"] for name, each in containers_of(rendered).items()}
     ours = dict.fromkeys(("cleanup", "agent", "operator", "relay"), "wirekube:dev")
     assert images == ours | {"wireguard": "wirekube-wireguard:dev"}
-    named = [path.name for path in ROOT.glob("config/[ador]*/*.yaml") if ":dev" in path.read_text()]
+    named = [path.name for path in ROOT.glob("config/*/*.yaml") if "wirekube:" in path.read_text()]
     assert named == []
+
+
+def test_the_clean_up_is_admitted_and_has_the_image_of_the_rest(cluster: Any, rendered: dict[str, Any]) -> None:
+    text = cluster.kubectl("kustomize", str(ROOT / "config/cleanup")).stdout
+    namespace, daemonset = yaml.safe_load_all(text)
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(namespace))
+    name = namespace["metadata"]["name"]
+    pod = pod_of({"DaemonSet/cleanup": daemonset}, "DaemonSet/cleanup", name)
+    cluster.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(pod))
+    containers = [*pod["spec"]["initContainers"], *pod["spec"]["containers"]]
+    assert {each["image"] for each in containers} == {containers_of(rendered)["agent"]["image"]}
+    assert containers[0]["command"] == ["wirekube-agent", "cleanup"]
 
 
 def test_pods_on_one_host_listen_on_ports_of_their_own_and_on_loopback_only(rendered: dict[str, Any]) -> None:
