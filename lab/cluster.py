@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -19,14 +18,7 @@ class ClusterError(Exception):
 
 
 class Cluster:
-    """The cluster of a kubeconfig.
-
-    Args:
-        kubeconfig: path; None leaves the choice to kubectl.
-    """
-
-    def __init__(self, kubeconfig: str | None = None) -> None:
-        self._environment = os.environ | ({"KUBECONFIG": kubeconfig} if kubeconfig else {})
+    """The cluster that kubectl takes: the current context of KUBECONFIG."""
 
     def run(self, *words: str, text: str = "", check: bool = True) -> str:
         """Run kubectl and return what it printed.
@@ -42,7 +34,6 @@ class Cluster:
                 text=True,
                 check=False,
                 timeout=300,
-                env=self._environment,
             )
         except subprocess.TimeoutExpired:
             raise ClusterError(f"kubectl {' '.join(words)}: no end after 300 s") from None
