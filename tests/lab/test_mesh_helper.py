@@ -97,9 +97,10 @@ def test_the_agent_gets_its_tunnel_back_from_a_helper_that_was_killed(mesh):
     kill_helper(mesh)
     mesh.until(lambda: not mesh.has_interface(A), 5, "the interface went with the program")
     start_helper(mesh)
-    took = mesh.until(running(mesh), 30, "the tunnel is back")
-    print(f"MEASURED tunnel after the helper was killed: {took:.1f} s")
-    assert mesh.wg(A).public_key == key
+    # The agent may not have noticed anything yet: what it says of itself is no proof, what WireGuard has is.
+    took = mesh.until(lambda: mesh.has_interface(A) and mesh.wg(A).public_key == key, 30, "the tunnel is back")
+    print(f"MEASURED key in the new interface after the helper was started again: {took:.1f} s")
+    mesh.until(running(mesh), 30, "the mesh is there")
     with mesh.pinging((A, B), (B, A)) as pings:
         pings.more(25)
 
