@@ -28,7 +28,7 @@ from .keys import KeyRefused, NodeKey
 from .localapi import LocalApi, NodeReport
 from .member import Member
 from .paths.model import State, Transition
-from .peersource import Snapshot, WatchedPeers
+from .peersource import Snapshot, WatchedSlices
 from .publisher import Publisher
 from .relayclient import PeerStats, counters
 from .report import NodeView
@@ -60,7 +60,7 @@ class Agent:
         self._resolver.last_good = self._memory.names
         self._wake = asyncio.Event()
         self._reader = PeerFactsReader(config.node)
-        self._source = WatchedPeers(config.node, config.kubeconfig, self._urls(), telemetry, self._wake.set)
+        self._source = WatchedSlices(config.node, config.kubeconfig, self._urls(), telemetry, self._wake.set)
         self._host = HostNetwork(None, config.sysctl_record)
         self._plane = DataPlane(self._host, config.helper)
         self._publisher = Publisher(self._source, self.view)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the agent reads the Mesh and the Peers from: the one door between Kubernetes and the data plane.
 
-Today the Peers themselves are watched. Coalesced slices may take their place later; nothing behind the door moves.
+Peers come in slices that the operator keeps (`api/slices.py`); behind this door they look like the Peers themselves. Of
+the Peers proper an agent may read one at a time, and reads its own only: to repair its status, and before it leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,19 +17,22 @@ from typing import Protocol
 import anyio
 
 from ..api.constants import FIELD_MANAGER_AGENT, FWMARK, GROUP_VERSION, MESH_NAME
+from ..api.slices import SliceReader
 from ..runtime.client import Client
 from ..runtime.errors import ApiError, Misconfigured, NotFound
 from ..runtime.events import EventRecorder
 from ..runtime.objects import Kind, Object
-from ..runtime.reflector import Reflector
+from ..runtime.reflector import Pause, Reflector
 from ..telemetry import Telemetry
 from ..telemetry.logs import get_logger
 from .membership import Membership, really_gone
+from .ownpeer import OwnPeer
 
 log = get_logger("agent.peers")
 
 MESH = Kind(GROUP_VERSION, "wirekubemeshes", "WireKubeMesh")
 PEER = Kind(GROUP_VERSION, "wirekubepeers", "WireKubePeer")
+SLICE = Kind(GROUP_VERSION, "wirekubepeerslices", "WireKubePeerSlice")
 COMPONENT = "wirekube.io/agent"
 CONNECT_SECONDS = 3.0  # for one try: another URL may be the one that works
 RETRY_SECONDS = 2.0
@@ -36,6 +41,7 @@ BURST_SECONDS = 0.005
 APART_SECONDS = 0.0003  # for each peer, between two looks
 MOST_APART_SECONDS = 0.3
 ASK_SECONDS = 2.0  # between questions about our own Peer while it is missing
+REREAD_SECONDS = 300.0  # until our own Peer's status is compared again with what we wrote
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class PeerSource(Protocol):
         """
 
 
-class WatchedPeers:
-    """Reads by watching the Mesh and all Peers.
+class WatchedSlices:
+    """Reads by watching the Mesh and the slices of Peers.
 
     Args:
         node: our Node's name.
@@ -96,10 +102,12 @@ class WatchedPeers:
         self._node, self._kubeconfig, self._urls = node, kubeconfig, urls
         self._telemetry, self._changed = telemetry, changed
         self._members = Membership(node)
+        self._reader = SliceReader()
+        self._own = OwnPeer()
         self._mesh: Object | None = None
         self._client: Client | None = None
         self._meshes: Reflector | None = None
-        self._peers: Reflector | None = None
+        self._slices: Reflector | None = None
         self._again: asyncio.TimerHandle | None = None
         self._looked = float("-inf")
         self._absent = asyncio.Event()
@@ -115,9 +123,8 @@ class WatchedPeers:
     def snapshot(self) -> Snapshot:
         """See PeerSource.snapshot."""
         peers = self._members.peers
-        return Snapshot(
-            self._mesh, peers.get(self._node), tuple(peers.values()), self.synced.is_set(), self._members.left
-        )
+        own = self._own.merged(peers.get(self._node))
+        return Snapshot(self._mesh, own, tuple(peers.values()), self.synced.is_set(), self._members.left)
 
     @property
     def server(self) -> str | None:
@@ -131,9 +138,9 @@ class WatchedPeers:
 
     def unhealthy(self) -> str | None:
         """Return why the view may be old; None while it follows the API server."""
-        if self._meshes is None or self._peers is None:
+        if self._meshes is None or self._slices is None:
             return self.problem
-        stale = next((r for r in (self._meshes, self._peers) if not r.fresh()), None)
+        stale = next((r for r in (self._meshes, self._slices) if not r.fresh()), None)
         return None if stale is None else str(stale.last_error or f"no watch on {stale.kind.plural} yet")
 
     async def publish(self, status: Object) -> bool:
@@ -142,7 +149,7 @@ class WatchedPeers:
             return False
         body = {"metadata": {"name": self._node}, "status": status}
         try:
-            await self._client.apply_status(PEER, body, field_manager=FIELD_MANAGER_AGENT)
+            self._own.take(await self._client.apply_status(PEER, body, field_manager=FIELD_MANAGER_AGENT))
         except NotFound:
             return False  # the watch tells the rest
         return True
@@ -165,15 +172,16 @@ class WatchedPeers:
         log.info("connected", server=client.server)
         self._meshes = Reflector(client, MESH, telemetry=self._telemetry)
         # A list without our own Peer may be a lie; whether it is, `_ask_about_own` finds out.
-        self._peers = Reflector(client, PEER, telemetry=self._telemetry)
-        for reflector in (self._meshes, self._peers):
+        self._slices = Reflector(client, SLICE, telemetry=self._telemetry)
+        for reflector in (self._meshes, self._slices):
             reflector.add_handler(lambda _event: self._soon())
         self.events = EventRecorder(client, COMPONENT, self._node, self._telemetry)
         try:
             async with asyncio.TaskGroup() as group:
-                for runnable in (self._meshes, self._peers, self.events):
+                for runnable in (self._meshes, self._slices, self.events):
                     group.create_task(runnable.run())
                 group.create_task(self._first_sync())
+                group.create_task(self._read_own(client))
                 group.create_task(self._ask_about_own(client))
                 group.create_task(self._give_up())
         finally:
@@ -210,9 +218,9 @@ class WatchedPeers:
                 raise _ServerLost
 
     async def _first_sync(self) -> None:
-        assert self._meshes is not None and self._peers is not None  # noqa: S101, PT018 - made before the tasks
+        assert self._meshes is not None and self._slices is not None  # noqa: S101, PT018 - made before the tasks
         await self._meshes.synced.wait()
-        await self._peers.synced.wait()
+        await self._slices.synced.wait()
         self._take()
         self.synced.set()
         self._changed()
@@ -232,20 +240,37 @@ class WatchedPeers:
 
     def _look(self) -> None:
         self._again, self._looked = None, asyncio.get_running_loop().time()
-        if self.synced.is_set() and all(r is not None and r.synced.is_set() for r in (self._meshes, self._peers)):
+        if self.synced.is_set() and all(r is not None and r.synced.is_set() for r in (self._meshes, self._slices)):
             self._take()
             self._changed()
 
     def _take(self) -> None:
-        assert self._meshes is not None and self._peers is not None  # noqa: S101, PT018 - as above
+        assert self._meshes is not None and self._slices is not None  # noqa: S101, PT018 - as above
         # A Mesh that was deleted stays in force for who is a member: it says how to leave, not that one has to.
         self._mesh = self._meshes.store.get(("", MESH_NAME)) or self._mesh
         now = time.monotonic()
-        again = self._members.observe({key[1]: obj for key, obj in self._peers.store.items().items()}, now)
+        again = self._members.observe(self._reader.read(self._slices.store.items().values()), now)
+        self._own.look(self._members.peers.get(self._node))
         if self._members.missing:
             self._absent.set()
         if again is not None:
             self._look_after(max(0.0, again - now))
+
+    async def _read_own(self, client: Client) -> None:
+        """Read our own Peer whenever its slice shows something else than what we know of it, and now and then."""
+        pause = Pause(random.Random())  # noqa: S311 - spreads requests, hides nothing
+        while True:
+            await self._own.due(REREAD_SECONDS)
+            try:
+                self._own.take(await client.get(PEER, self._node))
+            except NotFound:
+                continue  # gone, or about to be made anew, which the slice will tell
+            except ApiError:
+                self._own.again()
+                await asyncio.sleep(pause.next())
+                continue
+            pause.reset()
+            self._changed()
 
     async def _ask_about_own(self, client: Client) -> None:
         """Leave when two looks, some time apart, say that we are out while the others stay: a mass deletion has no order."""
@@ -275,10 +300,10 @@ class WatchedPeers:
         else:
             return None
         try:
-            listed, _ = await client.list(PEER)
+            listed, _ = await client.list(SLICE)
         except ApiError:
             return None
-        by_name = {peer["metadata"]["name"]: peer for peer in listed}
+        by_name = SliceReader().read(listed)
         return frozenset(by_name) if really_gone(self._node, self._members.peers, by_name) else None
 
 

@@ -32,6 +32,19 @@ def without_defaults(schema: Schema) -> Schema:
     return out
 
 
+def without_rules(schema: Schema) -> Schema:
+    """Return the schema without CEL rules, at any depth: what only the operator writes was checked where it came from.
+
+    In a long list they would also cost more than the API server allows.
+    """
+    out = {key: value for key, value in schema.items() if key != "x-kubernetes-validations"}
+    if "properties" in out:
+        out["properties"] = {name: without_rules(child) for name, child in out["properties"].items()}
+    if "items" in out:
+        out["items"] = without_rules(out["items"])
+    return out
+
+
 def _node(schema: Schema, defs: Schema) -> Schema:
     if "$ref" in schema:
         target = defs[schema["$ref"].rpartition("/")[2]]

@@ -12,6 +12,7 @@ from ..runtime.objects import Key, Kind, Object
 
 MESH: Final = Kind(GROUP_VERSION, "wirekubemeshes", "WireKubeMesh")
 PEER: Final = Kind(GROUP_VERSION, "wirekubepeers", "WireKubePeer")
+SLICE: Final = Kind(GROUP_VERSION, "wirekubepeerslices", "WireKubePeerSlice")
 NODE: Final = Kind("v1", "nodes", "Node")
 SERVICE: Final = Kind("v1", "services", "Service", namespaced=True)
 ENDPOINT_SLICE: Final = Kind("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", namespaced=True)

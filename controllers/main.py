@@ -23,10 +23,11 @@ from ..telemetry import Telemetry, setup
 from ..telemetry.logs import configure, get_logger
 from . import networks
 from .keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
-from .kinds import MESH, NODE, PEER
+from .kinds import MESH, NODE, PEER, SLICE
 from .mesh import MeshReconciler, node_to_mesh, to_mesh
 from .networks import node_to_nodes
 from .peers import PeerReconciler, mesh_to_nodes
+from .slices import SliceReconciler
 
 log = get_logger("operator")
 
@@ -75,6 +76,7 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> 
     """Put the operator together."""
     meshes = Reflector(client, MESH, resync=RESYNC, telemetry=telemetry)
     peers = Reflector(client, PEER, resync=RESYNC, telemetry=telemetry)
+    slices = Reflector(client, SLICE, resync=RESYNC, telemetry=telemetry)
     # A cluster does not lose all its Nodes at once; a list that says so would remove every Peer.
     nodes: Reflector = Reflector(
         client, NODE, resync=RESYNC, telemetry=telemetry, list_filter=lambda found: bool(found) or not len(nodes.store)
@@ -99,10 +101,16 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> 
     mesh_controller.watches(peers, to_mesh)
     mesh_controller.watches(nodes, node_to_mesh)
 
+    slicer = SliceReconciler(client, nodes.store, peers.store, slices.store)
+    slice_controller = Controller("slice", slicer, telemetry=telemetry)
+    slice_controller.watches(peers, slicer.peer_to_slices)
+    slice_controller.watches(nodes, slicer.node_to_slices)
+    slice_controller.watches(slices, slicer.slice_to_slices)
+
     manager = Manager(telemetry, health)
-    for reflector in (meshes, peers, nodes):
+    for reflector in (meshes, peers, nodes, slices):
         manager.add_reflector(reflector)
-    for controller in (node_controller, status_controller, mesh_controller):
+    for controller in (node_controller, status_controller, mesh_controller, slice_controller):
         manager.add_controller(controller)
     manager.add("events", events)
     return manager

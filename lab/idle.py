@@ -16,7 +16,7 @@ from typing import Final
 from .lab import Lab
 from .state import LabError
 
-WATCHED: Final = ("wirekubemeshes", "wirekubepeers", "nodes")
+WATCHED: Final = ("wirekubemeshes", "wirekubepeers", "wirekubepeerslices", "nodes")
 WRITES: Final = ("POST", "PUT", "PATCH", "APPLY", "DELETE")
 _REQUESTS = re.compile(r"^apiserver_request_total\{(.*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')

@@ -26,7 +26,7 @@ from .state import LabError
 from .topology import DNS_ADDRESS, DNS_SERVICE, Topology, load
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "default"
-CRDS = ("crd/wirekubemeshes.wirekube.io", "crd/wirekubepeers.wirekube.io")
+CRDS = tuple(f"crd/{plural}.wirekube.io" for plural in ("wirekubemeshes", "wirekubepeers", "wirekubepeerslices"))
 PEER_SECONDS = 20
 MESH_SECONDS = 60.0
 POLL_SECONDS = 0.2

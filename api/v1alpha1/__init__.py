@@ -4,6 +4,7 @@
 from .base import Condition, Metadata, Model
 from .mesh import MeshSpec, MeshStatus, RelaySpec, RelayStatus, WireKubeMesh
 from .peer import Candidate, NatStatus, NotDirect, PathCounts, PeerSpec, PeerStatus, WireKubePeer
+from .slice import SlicedPeer, SlicedStatus, WireKubePeerSlice
 
 __all__ = [
     "Candidate",
@@ -19,6 +20,9 @@ __all__ = [
     "PeerStatus",
     "RelaySpec",
     "RelayStatus",
+    "SlicedPeer",
+    "SlicedStatus",
     "WireKubeMesh",
     "WireKubePeer",
+    "WireKubePeerSlice",
 ]

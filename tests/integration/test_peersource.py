@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from wirekube.agent import peersource
-from wirekube.agent.peersource import WatchedPeers
+from wirekube.agent.peersource import WatchedSlices
 from wirekube.lab.controlplane import ControlPlane
 from wirekube.telemetry import noop
 
@@ -62,7 +62,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @asynccontextmanager
-async def watching(source: WatchedPeers) -> AsyncIterator[None]:
+async def watching(source: WatchedSlices) -> AsyncIterator[None]:
     task = asyncio.create_task(source.run())
     try:
         yield
@@ -83,9 +83,9 @@ async def test_another_url_is_tried_when_the_one_in_use_is_lost(
     monkeypatch.setattr(peersource, "LOST_SECONDS", 2.0)
     wire = Wire(int(cluster.url.rpartition(":")[2]))
     await wire.open()
-    source = WatchedPeers("door", cluster.kubeconfig, (wire.url, None), noop(), lambda: None)
-    peer = {"apiVersion": "wirekube.io/v1alpha1", "kind": "WireKubePeer", "metadata": {"name": "door"}}
-    cluster.kubectl("apply", "-f", "-", input=json.dumps(peer))
+    source = WatchedSlices("door", cluster.kubeconfig, (wire.url, None), noop(), lambda: None)
+    found = {"apiVersion": "wirekube.io/v1alpha1", "kind": "WireKubePeerSlice", "metadata": {"name": "peers-1"}}
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(found | {"peers": [{"name": "door"}]}))
     try:
         async with watching(source):
             await eventually(lambda: source.snapshot().own is not None and source.unhealthy() is None)
@@ -94,7 +94,8 @@ async def test_another_url_is_tried_when_the_one_in_use_is_lost(
             await eventually(lambda: source.unhealthy() is not None)
             assert source.snapshot().own is not None, "what was seen stays"
             await eventually(lambda: source.server == cluster.url and source.unhealthy() is None)
-            cluster.kubectl("label", "wkpeer", "door", "after=1")
-            await eventually(lambda: (source.snapshot().own or {}).get("metadata", {}).get("labels") == {"after": "1"})
+            after = json.dumps({"peers": [{"name": "door", "generation": 7}]})
+            cluster.kubectl("patch", "wkslice", "peers-1", "--type=merge", "-p", after)
+            await eventually(lambda: (source.snapshot().own or {}).get("metadata", {}).get("generation") == 7)
     finally:
-        cluster.kubectl("delete", "wkpeer", "door", "--ignore-not-found")
+        cluster.kubectl("delete", "wkslice", "peers-1", "--ignore-not-found")

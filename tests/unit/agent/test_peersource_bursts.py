@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wirekube.agent.peersource import MESH, PEER, WatchedPeers, pause_before_look
+from wirekube.agent.peersource import MESH, SLICE, WatchedSlices, pause_before_look
 from wirekube.runtime.reflector import Reflector
 from wirekube.telemetry import noop
 
@@ -39,13 +39,13 @@ async def test_a_lone_event_is_seen_at_once_and_a_burst_in_few_looks() -> None:
         looks.append(loop.time())
         seen.set()
 
-    source: Any = WatchedPeers("n0", None, (None,), noop(), changed)
+    source: Any = WatchedSlices("n0", None, (None,), noop(), changed)
     nobody: Any = None
-    source._meshes, source._peers = Reflector(nobody, MESH), Reflector(nobody, PEER)
-    for index in range(500):
-        source._peers.store.put({"metadata": {"name": f"n{index}"}})
+    source._meshes, source._slices = Reflector(nobody, MESH), Reflector(nobody, SLICE)
+    peers = [{"name": f"n{index}"} for index in range(500)]
+    source._slices.store.put({"metadata": {"name": "peers-1"}, "peers": peers})
     source._meshes.synced.set()
-    source._peers.synced.set()
+    source._slices.synced.set()
     source._take()
     source.synced.set()
     start = loop.time()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wirekube.agent import peersource
-from wirekube.agent.peersource import WatchedPeers
+from wirekube.agent.peersource import WatchedSlices
 from wirekube.runtime.errors import NotFound, Unavailable
 from wirekube.telemetry import noop
 
@@ -33,14 +33,14 @@ class Scripted:
     async def list(self, *_: Any) -> Any:
         self.asked += 1
         names = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
-        return [{"metadata": {"name": name}} for name in sorted(names)], "1"
+        return [{"metadata": {"name": "peers-1"}, "peers": [{"name": name} for name in sorted(names)]}], "1"
 
 
 async def outcome(client: Scripted, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Return whether a node leaves whose Peer, and those of a and b, are known and not seen any more."""
     monkeypatch.setattr(peersource, "ASK_SECONDS", 0.001)
     changed = asyncio.Event()
-    source = WatchedPeers("me", None, (None,), noop(), changed.set)
+    source = WatchedSlices("me", None, (None,), noop(), changed.set)
     source._members.observe({name: {"metadata": {"name": name}} for name in ("me", "a", "b")}, 0.0)
     source._members.observe({}, 1.0)
     source._absent.set()
