@@ -8,6 +8,9 @@ VERSION: Final = "v1alpha1"
 GROUP_VERSION: Final = f"{GROUP}/{VERSION}"
 MESH_NAME: Final = "default"
 NAMESPACE: Final = "wirekube-system"
+NODE_LEASE_NAMESPACE: Final = "wirekube-node-lease"  # one Lease for each agent, named as its Node: liveness, no lock
+LEASE_RENEW_SECONDS: Final = 20.0
+LEASE_STALE_SECONDS: Final = 50.0  # two renewals may fail
 
 LABEL_VPN_ENABLED: Final = f"{GROUP}/vpn-enabled"
 ANNOTATION_ENDPOINT: Final = f"{GROUP}/endpoint"
