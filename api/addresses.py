@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from itertools import pairwise
@@ -165,29 +165,37 @@ def place_of(addresses: Iterable[str], ranges: Sequence[Network]) -> int | None:
     return None
 
 
-def allocate(node: str, ranges: Sequence[Network], *, existing: Iterable[str], taken: Collection[int]) -> int:
+def capacity(ranges: Sequence[Network]) -> int:
+    """Return how many nodes get an address: neither the network's own address nor the broadcast address is one."""
+    return max(0, size(ranges) - 2)
+
+
+def allocate(
+    node: str, ranges: Sequence[Network], *, existing: Iterable[str], taken: Callable[[int], bool], others: int
+) -> int:
     """Return the node's place in the ranges: the one it has, else by the hash of its name, else the next free one.
 
     Args:
         node: name of the Node.
         ranges: in force; one place counts in all of them.
         existing: addresses that the Peer has.
-        taken: places of all other Peers. Lookup must be quick.
+        taken: whether somebody else has a place.
+        others: how many may have one.
 
     Raises:
         RangeError: the ranges are full.
     """
     kept = place_of(existing, ranges)
-    if kept is not None and kept not in taken:
+    if kept is not None and not taken(kept):
         return kept
-    usable = size(ranges) - 2  # neither the network's own address nor the broadcast address
+    usable = capacity(ranges)
     if usable < 1:
         raise RangeError("there is no range of mesh addresses")
     start = int.from_bytes(hashlib.sha256(node.encode()).digest()) % usable
-    # Among len(taken) + 1 places one is free.
-    for step in range(min(usable, len(taken) + 1)):
+    # Of one place more than the others have, one is free.
+    for step in range(min(usable, others + 1)):
         place = 1 + (start + step) % usable
-        if place not in taken:
+        if not taken(place):
             return place
     raise RangeError(f"no address is free in {', '.join(map(str, ranges))}")
 

@@ -26,7 +26,7 @@ from .keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peer
 from .kinds import MESH, NODE, PEER, SLICE
 from .mesh import MeshReconciler, node_to_mesh, to_mesh
 from .networks import node_to_nodes
-from .peers import PeerReconciler, mesh_to_nodes
+from .peers import PeerReconciler, add_index, mesh_to_nodes
 from .slices import SliceReconciler
 
 log = get_logger("operator")
@@ -35,6 +35,7 @@ DEFAULT_HEALTH = "127.0.0.1:9585"  # loopback: the operator shares the host's ne
 COMPONENT = "wirekube.io/operator"
 RETRY = 5.0
 RESYNC = 600.0
+WORKERS = 8  # of the controllers that write an object for each node: most of their time they wait for answers
 
 
 class ConfigError(Exception):
@@ -83,10 +84,11 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> 
     )
     add_indexes(peers.store)
     networks.add_indexes(nodes.store, peers.store)
+    add_index(peers.store)
     events = EventRecorder(client, COMPONENT, socket.gethostname(), telemetry)
     stores = (nodes.store, meshes.store, peers.store)
 
-    node_controller = Controller("node", PeerReconciler(client, *stores, events), telemetry=telemetry)
+    node_controller = Controller("node", PeerReconciler(client, *stores, events), telemetry=telemetry, workers=WORKERS)
     node_controller.watches(nodes, node_to_nodes(nodes.store))
     node_controller.watches(meshes, mesh_to_nodes(nodes.store))
     node_controller.watches(peers)

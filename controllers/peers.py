@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from ..api.addresses import Network, RangeError, addresses_at, allocate, place_of
+from ..api.addresses import Network, RangeError, addresses_at, allocate
 from ..api.constants import FIELD_MANAGER_OPERATOR
 from ..api.effective import mesh_ranges
+from ..api.reading import readable_network
 from ..runtime.controller import Result
 from ..runtime.errors import Conflict, NotFound
 from ..runtime.events import EventRecorder
@@ -25,6 +26,8 @@ from .nodes import EndpointError, annotated_endpoint, wants_mesh
 
 log = get_logger("peers")
 
+BY_MESH_ADDRESS = "meshAddress"
+FULL_RETRY = 30.0  # seconds; a node that leaves makes room, and is no event of the one that waits
 _FIELDS = ("addresses", "endpoint", "nodeAddresses", "podCIDRs")  # of the spec, the operator's
 
 
@@ -39,13 +42,13 @@ class Writer(Protocol):
 
 
 class PeerReconciler:
-    """Keeps the Peer of one Node. Run it with one worker: addresses are given out one after the other.
+    """Keeps the Peer of one Node. Between its decision and the write of it nothing is awaited, so workers may be several.
 
     Args:
         client: writes Peers.
         nodes: all Nodes, with the index of `networks.add_indexes`.
         meshes: the Mesh, whose status names the ranges.
-        peers: all Peers.
+        peers: all Peers, with the index of `add_index`.
         events: for Events on Nodes.
     """
 
@@ -56,6 +59,7 @@ class PeerReconciler:
         self._peers = peers
         self._events = events
         self._given: dict[str, tuple[str, ...]] = {}  # by Node; the store may not show our last writes yet
+        self._holders: dict[str, str] = {}  # the inverse
         self._refused: dict[str, str] = {}  # what was said about a Node's annotation last
 
     async def reconcile(self, key: Key) -> Result:
@@ -63,7 +67,7 @@ class PeerReconciler:
         name = key[1]
         node, peer = self._nodes.get(key), self._peers.get(key)
         if node is None or not wants_mesh(node):
-            self._given.pop(name, None)
+            self._forget(name)
             self._refused.pop(name, None)
             await self._remove(peer, node)
             return Result()
@@ -72,24 +76,58 @@ class PeerReconciler:
         if not ranges or (peer is not None and peer["metadata"].get("deletionTimestamp")):
             return Result()  # the Mesh's status, or the end of the old Peer, queues us again
         more = wanted_networks(node, self._nodes, routing_of(mesh))
-        wanted = desired_peer(node, peer, self._addresses(name, node, peer, ranges), self._endpoint(node), more)
+        addresses = self._addresses(name, node, peer, ranges)
+        if addresses is None:
+            return Result(FULL_RETRY)
+        wanted = desired_peer(node, peer, addresses, self._endpoint(node), more)
         if not has_all(peer, wanted):
             await self._client.apply(PEER, wanted, field_manager=FIELD_MANAGER_OPERATOR)
             log.info("applied a Peer", peer=name, addresses=wanted["spec"]["addresses"])
         return Result()
 
-    def _addresses(self, name: str, node: Object, peer: Object | None, ranges: tuple[Network, ...]) -> tuple[str, ...]:
+    def _addresses(
+        self, name: str, node: Object, peer: Object | None, ranges: tuple[Network, ...]
+    ) -> tuple[str, ...] | None:
         # What we gave comes first: somebody may have written another cluster's addresses over it.
         existing = self._given.get(name) or addresses_of(peer)
-        others = {other["metadata"]["name"]: other for other in self._peers.items().values()}
-        taken = taken_places(name, existing, others, self._given, ranges)
         try:
-            place = allocate(name, ranges, existing=existing, taken=taken)
+            place = allocate(
+                name,
+                ranges,
+                existing=existing,
+                taken=lambda place: self._taken(name, peer, addresses_at(place, ranges), existing),
+                others=len(self._peers) + len(self._given),
+            )
         except RangeError as error:
             self._events.event(node, "Warning", "NoMeshAddress", "AllocateAddress", str(error))
-            raise
-        self._given[name] = addresses_at(place, ranges)
+            return None
+        self._give(name, addresses_at(place, ranges))
         return self._given[name]
+
+    def _taken(self, name: str, mine: Object | None, addresses: tuple[str, ...], existing: Iterable[str]) -> bool:
+        """Whether another node has one of the addresses; of two Peers that share one, the older keeps it."""
+        own = set(readable_addresses(existing))
+        for address in addresses:
+            for other in self._peers.by_index(BY_MESH_ADDRESS, address):
+                younger = mine is not None and seniority(mine) < seniority(other)
+                if other["metadata"]["name"] != name and not (address in own and younger):
+                    return True
+            # The store may not show our last writes yet.
+            holder = self._holders.get(address, name)
+            older = mine is not None and address in own
+            if holder != name and self._peers.get(("", holder)) is None and not older:
+                return True
+        return False
+
+    def _give(self, name: str, addresses: tuple[str, ...]) -> None:
+        self._forget(name)
+        self._given[name] = addresses
+        self._holders.update(dict.fromkeys(addresses, name))
+
+    def _forget(self, name: str) -> None:
+        for address in self._given.pop(name, ()):
+            if self._holders.get(address) == name:
+                del self._holders[address]
 
     def _endpoint(self, node: Object) -> str | None:
         """Return the annotation's endpoint; say once what is wrong with it."""
@@ -117,6 +155,11 @@ class PeerReconciler:
         log.info(
             "deleted a Peer", peer=name, why="its Node has left the mesh" if node else "there is no such Node here"
         )
+
+
+def add_index(peers: Store) -> None:
+    """Make the store of Peers ready for the reconciler."""
+    peers.add_index(BY_MESH_ADDRESS, lambda peer: readable_addresses(addresses_of(peer)))
 
 
 def desired_peer(
@@ -162,24 +205,9 @@ def addresses_of(peer: Object | None) -> tuple[str, ...]:
     return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
 
 
-def taken_places(
-    name: str,
-    existing: Iterable[str],
-    peers: dict[str, Object],
-    given: dict[str, tuple[str, ...]],
-    ranges: tuple[Network, ...],
-) -> set[int]:
-    """Return the places of all others; of two Peers that share one, the older keeps it."""
-    own = place_of(existing, ranges)
-    mine = peers.get(name)
-    taken = set()
-    for other in (peers.keys() | given.keys()) - {name}:
-        theirs = peers.get(other)
-        place = place_of(addresses_of(theirs) or given.get(other, ()), ranges)
-        younger = mine is not None and (theirs is None or seniority(mine) < seniority(theirs))
-        if place is not None and not (place == own and younger):
-            taken.add(place)
-    return taken
+def readable_addresses(texts: Iterable[str]) -> list[str]:
+    """Return addresses as we write them; what cannot be read is skipped."""
+    return [str(each) for text in texts if (each := readable_network(text)) is not None]
 
 
 def mesh_to_nodes(nodes: Store) -> Callable[[Event], list[Key]]:

@@ -11,7 +11,7 @@ import pytest
 from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, peer_to_peers
 from wirekube.controllers.kinds import conditions_of
 from wirekube.controllers.mesh import counts
-from wirekube.controllers.peers import PeerReconciler
+from wirekube.controllers.peers import PeerReconciler, add_index
 from wirekube.runtime.conditions import find_condition
 from wirekube.runtime.store import Store
 
@@ -30,6 +30,7 @@ NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"labels": {"wirekube.io
 def peers(request: pytest.FixtureRequest) -> Store:
     store = Store()
     add_indexes(store)
+    add_index(store)
     store.put({"metadata": {"name": "evil", "uid": "u"}} | request.param)
     ready = {"type": "Ready", "status": "True", "reason": "Ready", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     good = {"publicKey": KEY, "conditions": [ready]}

@@ -10,7 +10,7 @@ import pytest
 from wirekube.controllers import networks
 from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
 from wirekube.controllers.networks import internal_addresses, node_to_nodes, pod_cidrs
-from wirekube.controllers.peers import PeerReconciler, mesh_to_nodes
+from wirekube.controllers.peers import PeerReconciler, add_index, mesh_to_nodes
 from wirekube.runtime.conditions import find_condition
 from wirekube.runtime.store import Event, Store
 
@@ -35,6 +35,7 @@ class World:
         self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
         add_indexes(self.peers)
         networks.add_indexes(self.nodes, self.peers)
+        add_index(self.peers)
         stores = self.nodes, self.meshes, self.peers
         self.peer, self.status = (
             PeerReconciler(written, *stores, written),

@@ -6,10 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wirekube.controllers import networks
-from wirekube.controllers.peers import PeerReconciler
+from wirekube.controllers.peers import FULL_RETRY, PeerReconciler, add_index
 from wirekube.runtime.store import Store
+
+from .conftest import Written
 
 LABEL = {"wirekube.io/vpn-enabled": "true"}
 
@@ -30,6 +34,7 @@ class World:
     def __init__(self, written: Any) -> None:
         self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
         networks.add_indexes(self.nodes, self.peers)
+        add_index(self.peers)
         self.meshes.put({"metadata": {"name": "default"}, "status": {"meshCIDRs": ["10.9.0.0/29"]}})
         self.reconciler = PeerReconciler(written, self.nodes, self.meshes, self.peers, written)
 
@@ -123,3 +128,40 @@ async def test_without_ranges_nothing_is_written(world: World) -> None:
     world.meshes.put({"metadata": {"name": "default", "resourceVersion": "2"}})
     world.nodes.put(node("a"))
     assert await world.reconcile("a") == []
+
+
+async def test_in_a_full_range_a_node_waits_for_room_and_says_so(world: World) -> None:
+    for name in "abcdef":
+        world.nodes.put(node(name))
+        ((_, body),) = await world.reconcile(name)
+        world.peers.put(stored(body))
+    world.nodes.put(node("g"))
+    world.written.calls.clear()
+    assert (await world.reconciler.reconcile(("", "g"))).after == FULL_RETRY
+    assert world.written.calls == []
+    assert world.written.events == [("g", "NoMeshAddress")]
+    world.nodes.put(node("a", labels={}, resourceVersion="2"))
+    assert await world.reconcile("a") == [("delete", ("a", "p-a"))]
+    world.peers.remove(("", "a"))
+    ((verb, _),) = await world.reconcile("g")
+    assert verb == "apply"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans(), st.booleans()), max_size=40))
+async def test_no_two_nodes_ever_have_one_address(steps: list[tuple[str, bool, bool]]) -> None:
+    """Nodes come and go; the store shows some of our writes late; an operator that starts anew knows the store alone."""
+    world = World(Written())
+    held: dict[str, Any] = {}  # what the API server has
+    for version, (name, joins, late) in enumerate(steps):
+        world.nodes.put(node(name, labels=LABEL if joins else {}, resourceVersion=str(version)))
+        for verb, what in await world.reconcile(name):
+            if verb == "delete":
+                held.pop(name)
+                world.peers.remove(("", name))
+            else:
+                held[name] = stored(what, creationTimestamp=f"2026-01-01T00:{version:02}:00Z")
+        if not late:
+            for each in held.values():
+                world.peers.put(each | {"metadata": each["metadata"] | {"resourceVersion": str(version)}})
+        addresses = [text for each in held.values() for text in each["spec"]["addresses"]]
+        assert len(addresses) == len(set(addresses))
