@@ -74,6 +74,7 @@ class RelayServer:
         self.counters = Counters()
         self.limits = limits or Limits()
         self._private = private
+        self._process = wire.process_name(os.urandom(wire.PROCESS))
         self._admission = admission
         self._poll = poll
         self._tracer = tracer
@@ -215,12 +216,16 @@ class RelayServer:
     def _register(self, conn: Connection, kind: int, body: bytes) -> None:
         try:
             if kind == wire.HELLO:
-                conn.handshake = wire.RelayHandshake(self._private, os.urandom(wire.NONCE))
+                nonce = self._process + os.urandom(wire.NONCE - wire.PROCESS)
+                conn.handshake = wire.RelayHandshake(self._private, nonce)
                 challenge = conn.handshake.challenge(wire.parse_hello(body))
                 self._tell(conn, wire.frame(wire.CHALLENGE, challenge.body()))
             elif kind == wire.PROOF and conn.handshake is not None:
                 key, welcome = conn.handshake.welcome(body)
                 self._admit(conn, key, welcome)
+            elif kind == wire.CLOSE and conn.handshake is not None:
+                self._settle(conn, None)  # no failure: it has a session here, and looks for another process
+                self._close(conn)
             else:
                 raise wire.HandshakeError("not registered")
         except wire.HandshakeError as error:

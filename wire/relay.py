@@ -10,7 +10,7 @@ A frame is, big-endian:
 Bodies; K is a 32-byte WireGuard public key:
 
     type 1  HELLO      u8 version, K client's key, 16 B client's nonce
-    type 2  CHALLENGE  K relay's static key, 16 B relay's nonce
+    type 2  CHALLENGE  K relay's static key, 16 B relay's nonce: 8 B name of the process, 8 B random for this session
     type 3  PROOF      32 B MAC of the client
     type 4  WELCOME    32 B MAC of the relay
     type 5  DATA       K, u16 segment size, train of 0 to 65535 B. Size 0: the train is one datagram. Else the train is
@@ -27,6 +27,12 @@ Bodies; K is a 32-byte WireGuard public key:
 A session: client HELLO, relay CHALLENGE, client PROOF, relay WELCOME, then anything but types 1 to 4. In DATA and SIGNAL
 K names the other end: a client writes the destination, the relay replaces it by the sender. An unknown type is skipped;
 a known type with a wrong body ends the session.
+
+Several relay processes may share a key and an address. The name of a process is "WKP" and 5 B that are random at its
+start, so a client knows before its PROOF whether it has a session with this very process: a second one would replace the
+first. It then leaves by CLOSE instead, and nothing has happened to the session that it has. A relay from before processes
+had names has 16 random bytes there: without "WKP" in front all processes of that key count as one, so none of its sessions
+is ever replaced by the search for another. A client from before takes the 16 B as they are.
 
     secret     = X25519(own static private key, the other's static public key)
     key        = HKDF-SHA256(secret, salt = client's nonce | relay's nonce, info = "wirekube relay v1", 32 bytes)
@@ -54,6 +60,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 VERSION: Final = 1
 KEY: Final = 32
 NONCE: Final = 16
+PROCESS: Final = 8
 MAX_TRAIN: Final = 65535
 MAX_SIGNAL: Final = 1200
 MAX_TEXT: Final = 200
@@ -77,6 +84,7 @@ PONG: Final = 12
 CLOSE: Final = 13
 ERROR: Final = 14
 
+_PROCESS_TAG: Final = b"WKP"
 _SEGMENT = struct.Struct("!H")
 _DATA_HEADER = struct.Struct(f"!IB{KEY}sH")
 _SIZES: Final[dict[int, tuple[int, int]]] = {
@@ -126,6 +134,12 @@ class Challenge(NamedTuple):
     def body(self) -> bytes:
         """Return the 48 bytes after the frame's type."""
         return self.key + self.nonce
+
+    @property
+    def process(self) -> bytes:
+        """Which process of which relay this is, 40 bytes. The key is part of it: no relay can pass for another one."""
+        name = self.nonce[:PROCESS]
+        return self.key + (name if name.startswith(_PROCESS_TAG) else bytes(PROCESS))
 
 
 class Data(NamedTuple):
@@ -257,6 +271,11 @@ def shared_secret(private: bytes, public: bytes) -> bytes:
         raise HandshakeError("unusable public key") from error
 
 
+def process_name(randomness: bytes) -> bytes:
+    """Return the 8 bytes that name a relay process, made of 5 random ones."""
+    return _PROCESS_TAG + randomness[: PROCESS - len(_PROCESS_TAG)]
+
+
 class _Macs(NamedTuple):
     client: bytes
     relay: bytes
@@ -274,7 +293,7 @@ class RelayHandshake:
 
     Args:
         private: the relay's 32-byte static private key.
-        nonce: 16 fresh random bytes.
+        nonce: 16 bytes: the name of the process, and 8 fresh random ones.
     """
 
     def __init__(self, private: bytes, nonce: bytes) -> None:

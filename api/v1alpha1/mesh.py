@@ -134,6 +134,8 @@ class RelayStatus(Model):
     """IP:PORT of the relay, resolved by the operator."""
     public_key: PublicKey | None = None
     """The relay's public key in base64, when the Mesh names one."""
+    ready_replicas: Annotated[int, Field(ge=0)] | None = None
+    """Relay pods that are ready; absent for an external relay."""
 
 
 class MeshStatus(Model):

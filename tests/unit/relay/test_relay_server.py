@@ -87,6 +87,25 @@ def test_a_second_session_with_a_valid_proof_replaces_the_first(make_relay: Make
     assert second.expect(wire.SIGNAL) == other.key + b"x"
 
 
+def test_a_process_shows_its_name_before_the_proof_and_who_leaves_then_disturbs_nothing(make_relay: MakeRelay) -> None:
+    relay, other = make_relay(), make_relay()
+    holder = relay.client().register()
+    processes = []
+    for world in (relay, relay, other):
+        looking = world.client()
+        looking.send(wire.HELLO, wire.Hello(wire.VERSION, holder.key, os.urandom(16)).body())
+        challenge = wire.parse_challenge(looking.expect(wire.CHALLENGE))
+        processes.append(challenge.nonce[: wire.PROCESS])
+        assert challenge.process == world.relay_key + processes[-1]
+        looking.send(wire.CLOSE, b"")
+        assert looking.ended() == ""
+    assert processes[0] == processes[1] != processes[2]
+    holder.send(wire.PING, bytes(8))
+    holder.expect(wire.PONG)
+    counters = relay.server.counters
+    assert (counters.sessions, counters.registered, counters.replaced, counters.failed) == (1, 1, 0, 0)
+
+
 def test_admission_refuses_and_a_withdrawn_key_is_disconnected(make_relay: MakeRelay) -> None:
     allowed: list[Admission] = []
     relay = make_relay(Admission([]), lambda: allowed.pop() if allowed else None)

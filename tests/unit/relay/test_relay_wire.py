@@ -70,6 +70,19 @@ def test_a_low_order_key_a_second_hello_and_another_version_are_refused() -> Non
         relay.challenge(wire.Hello(wire.VERSION, bytes(32), NONCES[1]))
 
 
+def test_a_process_is_told_from_another_of_the_same_relay_and_a_relay_without_names_is_one() -> None:
+    key, other = os.urandom(32), os.urandom(32)
+    one, two = (wire.process_name(os.urandom(5)) for _ in range(2))
+    assert len(one) == wire.PROCESS
+
+    def process(key: bytes, name: bytes) -> bytes:
+        return wire.parse_challenge(key + name + os.urandom(8)).process
+
+    assert process(key, one) == process(key, one)
+    assert len({process(key, one), process(key, two), process(other, one)}) == 3
+    assert process(key, bytes(8)) == process(key, b"8 random") != process(other, b"8 random")
+
+
 def test_bytes_on_the_wire() -> None:
     key = bytes(range(32))
     assert wire.data_frame(key, 1420, b"xy") == b"\x00\x00\x00\x25\x05" + key + b"\x05\x8cxy"
