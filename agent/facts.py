@@ -21,15 +21,24 @@ from ..wire.endpoint import Endpoint, IPAddress
 from .paths.model import Mode, NatFacts, Policy
 
 Network = IPv4Network | IPv6Network
+MOST_REPLICAS = 16  # sessions of an agent with one relay, whatever the Mesh says
 
 
 @dataclass(frozen=True)
 class RelayFacts:
-    """One relay: its name `host:port`, the endpoints that the operator resolved, its static key if the Mesh names one."""
+    """One relay.
+
+    Attributes:
+        name: HOST:PORT as configured.
+        endpoints: that the operator resolved.
+        public_key: its static key if the Mesh names one.
+        replicas: relay processes behind these endpoints, 1 to MOST_REPLICAS.
+    """
 
     name: str
     endpoints: tuple[Endpoint, ...]
     public_key: bytes | None
+    replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,8 @@ def keepalive_of(peer: PeerFacts) -> int:
 
 def _relay(relay: RelayStatus) -> RelayFacts:
     endpoints = tuple(each for text in relay.endpoints if (each := _literal(text)) is not None)
-    return RelayFacts(relay.name, endpoints, base64.b64decode(relay.public_key) if relay.public_key else None)
+    key = base64.b64decode(relay.public_key) if relay.public_key else None
+    return RelayFacts(relay.name, endpoints, key, min(MOST_REPLICAS, max(1, relay.ready_replicas or 1)))
 
 
 def _peer(effective: EffectivePeer) -> PeerFacts:

@@ -30,7 +30,7 @@ from .local import Local
 from .nat.socket import ProbeSocket
 from .pathdriver import PathDriver
 from .paths.model import Mode, Transition
-from .relayclient import NO_PROXY, ProxyMoved, RelayClient, RelayDown, RelayEvent, RelayServer, RelayUp
+from .relayclient import NO_PROXY, ProxyMoved, RelayClient, RelayDown, RelayEvent, RelayLost, RelayServer, RelayUp
 from .report import NodeView, RelayView
 from .resolve import Resolver
 from .routing.host import HostNetwork
@@ -361,18 +361,20 @@ class Member:
     async def _relay_server(self, relay: RelayFacts) -> RelayServer:
         # The operator's word first, then our own: it may be away when the relay moves.
         endpoints = dict.fromkeys((*relay.endpoints, *await self._resolver.resolve(relay.name)))
-        return RelayServer(relay.name, tuple(endpoints), relay.public_key or self._relay_keys.get(relay.name))
+        key = relay.public_key or self._relay_keys.get(relay.name)
+        return RelayServer(relay.name, tuple(endpoints), key, relay.replicas)
 
     def _relay_event(self, event: RelayEvent) -> None:
         match event:
             case RelayUp(server, rtt, key):
-                named = any(relay.name == server.name and relay.public_key for relay in self._relays())
                 if self._relay_keys.get(server.name) != key:
                     self._relay_keys[server.name] = key
                     self._resolve_again.set()  # from now on no other key is taken for this relay's
-                self.relay_view = RelayView(server.name, "", trusted_at_first_sight=not named)
                 log.info("relay session up", relay=server.name, rtt_ms=round(rtt * 1000, 2))
-                self._changed()
+                self._show_relay()
+            case RelayLost(server, reason):
+                log.warning("a relay session is lost, others stand", relay=server.name, reason=reason)
+                self._show_relay()
             case RelayDown(server, reason):
                 if self.relay_view != RelayView(None, reason):
                     log.warning("no relay session", relay=server.name, reason=reason)
@@ -384,6 +386,15 @@ class Member:
                     self._due.set()
                 return
         self.driver.relay_event(event)
+
+    def _show_relay(self) -> None:
+        """Show the first of the relays that have a session."""
+        name = next(iter(self.relay.up()), None)
+        named = any(relay.name == name and relay.public_key for relay in self._relays())
+        view = RelayView(name, "", trusted_at_first_sight=not named)
+        if name is not None and view != self.relay_view:
+            self.relay_view = view
+            self._changed()
 
     def _relays(self) -> tuple[RelayFacts, ...]:
         return self.mesh.relays if self.mesh is not None else ()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's side of relayed paths: one session with a relay, a UDP proxy beside WireGuard for each peer."""
+"""The agent's side of relayed paths: a session with each relay process, a UDP proxy beside WireGuard for each peer."""
 
-from .client import NO_PROXY, YIELD, RelayClient
+from .client import RelayClient
 from .events import (
     PeerGone,
     PeerPresent,
@@ -9,12 +9,14 @@ from .events import (
     ProxyMoved,
     RelayDown,
     RelayEvent,
+    RelayLost,
     RelayRtt,
     RelayServer,
     RelayUp,
     Signal,
 )
 from .gate import opens
+from .peers import NO_PROXY, YIELD
 
 __all__ = [
     "NO_PROXY",
@@ -26,6 +28,7 @@ __all__ = [
     "RelayClient",
     "RelayDown",
     "RelayEvent",
+    "RelayLost",
     "RelayRtt",
     "RelayServer",
     "RelayUp",

@@ -15,11 +15,12 @@ class RelayServer:
     name: str
     endpoints: tuple[Endpoint, ...]
     public_key: bytes | None = None  # None: accept any and report it
+    replicas: int = 1  # processes behind these addresses, one session is wanted with each
 
 
 @dataclass(frozen=True)
 class RelayUp:
-    """A session stands and the relay proved its key. `rtt` is in seconds."""
+    """A session stands, the first or one more, and the relay proved its key. `rtt` is in seconds."""
 
     server: RelayServer
     rtt: float
@@ -27,8 +28,16 @@ class RelayUp:
 
 
 @dataclass(frozen=True)
+class RelayLost:
+    """A session ended, and others stand: what it carried goes by them."""
+
+    server: RelayServer
+    reason: str
+
+
+@dataclass(frozen=True)
 class RelayDown:
-    """The session ended, or an attempt failed."""
+    """No session is left, or there was none and an attempt failed."""
 
     server: RelayServer
     reason: str
@@ -44,14 +53,14 @@ class RelayRtt:
 
 @dataclass(frozen=True)
 class PeerPresent:
-    """A peer that was added has a session, a new one each time this is said."""
+    """A peer that was added has a session with a relay that we have one with; said again when it is a new one."""
 
     key: bytes
 
 
 @dataclass(frozen=True)
 class PeerGone:
-    """A peer that was added has no session."""
+    """A peer that was added has no session with any relay that we have one with."""
 
     key: bytes
 
@@ -72,7 +81,7 @@ class ProxyMoved:
     endpoint: Endpoint
 
 
-RelayEvent = RelayUp | RelayDown | RelayRtt | PeerPresent | PeerGone | Signal | ProxyMoved
+RelayEvent = RelayUp | RelayLost | RelayDown | RelayRtt | PeerPresent | PeerGone | Signal | ProxyMoved
 
 
 @dataclass(slots=True)

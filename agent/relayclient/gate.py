@@ -1,22 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pure state: what may be handed to the relay for a peer, when to try a session again, whether a session is alive."""
+"""What may be handed to the relay for a peer, and what waits. Pure state."""
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
 INITIATION: Final = b"\x01\x00\x00\x00"
 INITIATION_SIZE: Final = 148
 RESPONSE: Final = b"\x02\x00\x00\x00"
 RESPONSE_SIZE: Final = 92
-
-
-class Rng(Protocol):
-    """The part of random.Random that jitter needs."""
-
-    def random(self) -> float:
-        """Return a number in [0, 1)."""
-        ...
 
 
 def is_initiation(packet: memoryview | bytes) -> bool:
@@ -42,8 +34,8 @@ class Gate:
     """Holds a peer's packets back until the peer is present and its agent knows our key.
 
     WireGuard repeats a lost handshake only after 5 s, so its newest message (initiation or response) is kept instead of
-    being sent to nobody. Both conditions belong to one session of ours and one presence of the peer: losing either
-    closes the gate.
+    being sent to nobody. With several relay processes the peer is present as long as one of them has both of us; then it
+    is gone, and the gate closes: the agent that comes back may know nothing.
 
     Two initiations that cross are both lost: each side takes the other's and forgets its own, so neither takes the
     response. Both sides learn of each other at about the same time, so one of them yields: until the handshake is done
@@ -126,7 +118,7 @@ class Gate:
         return self.take() if self.open else None
 
     def close(self) -> None:
-        """The peer or our session is gone."""
+        """The peer, or all of our sessions, are gone."""
         self._present = self._released = self._theirs = self.yielding = False
 
     def _opened(self, *, present: bool = False, released: bool = False) -> bytes | None:
@@ -135,78 +127,3 @@ class Gate:
         if self.open and not before:
             self.yielding = not self._first
         return self.take() if self.open and not self._void else None
-
-
-class Backoff:
-    """0.2 s, doubling to 1 s for the first attempts and to 10 s later, each shortened by up to half.
-
-    A relay that restarts is found within a second of its return; one that stays away costs little. The shortening keeps
-    agents from coming back together.
-    """
-
-    FIRST: Final = 0.2
-    SOON: Final = 1.0
-    LAST: Final = 10.0
-    SOON_ATTEMPTS: Final = 30  # the least time they take is 13 s, the most 28 s: a pod that is scheduled anew
-
-    def __init__(self, rng: Rng) -> None:
-        self._rng = rng
-        self._next, self._attempts = self.FIRST, 0
-
-    def delay(self) -> float:
-        """Return the seconds to wait before the next attempt."""
-        self._attempts += 1
-        delay = self._next
-        self._next = min(self.SOON if self._attempts < self.SOON_ATTEMPTS else self.LAST, delay * 2)
-        return delay * (1 - self._rng.random() / 2)
-
-    def reset(self) -> None:
-        """A session lasted long enough to call it good."""
-        self._next = self.FIRST
-        self._attempts = 0
-
-
-class Liveness:
-    """When to ping, and when a session is dead. All times are monotonic seconds.
-
-    While something was sent and nothing has come since, pings go each second and the session is dead after three; an
-    idle session is pinged every 7 s, so it is found dead within 10.
-    """
-
-    IDLE: Final = 7.0
-    BUSY: Final = 1.0
-    DEAD: Final = 3.0
-
-    def __init__(self, now: float) -> None:
-        self._pinged = now
-        self._sent_since_ping = False
-        self._waiting: float | None = None
-
-    def sent(self, now: float) -> None:
-        """Something was handed to the session."""
-        self._sent_since_ping = True
-        if self._waiting is None:
-            self._waiting = now
-
-    def heard(self) -> None:
-        """Something came, or a full socket took more: the other end acknowledges bytes."""
-        self._waiting = None
-
-    def dead(self, now: float) -> bool:
-        """Tell whether to give the session up."""
-        return self._waiting is not None and now - self._waiting >= self.DEAD
-
-    def ping_due(self, now: float) -> bool:
-        """Tell whether to ping now; when it is, the ping counts as sent."""
-        busy = self._sent_since_ping or self._waiting is not None
-        if now - self._pinged < (self.BUSY if busy else self.IDLE):
-            return False
-        self._pinged = now
-        self._sent_since_ping = False
-        if self._waiting is None:
-            self._waiting = now
-        return True
-
-    def wait(self, now: float) -> float:
-        """Return how long to sleep before looking again: half a second, or until the session would be dead."""
-        return 0.5 if self._waiting is None else min(0.5, max(0.01, self._waiting + self.DEAD - now))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One registered TCP session with a relay: connect, register, read in batches, write with a bounded queue."""
+"""One TCP session with a relay: connect, register, read in batches, write with a bounded queue, ping."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Final
 from ...runtime.sockets import unpaced_if_short
 from ...wire import relay as wire
 from ...wire.endpoint import Endpoint
-from .gate import Liveness
+from .events import RelayServer
+from .liveness import Liveness
 
 SO_MARK: Final = 36
 SO_RCVBUFFORCE: Final = 33
@@ -37,6 +38,11 @@ class Registered:
     reader: wire.Reader
     rtt: float
     relay_key: bytes
+    process: bytes
+
+
+class HeldAlready(Exception):
+    """The address led to a relay process with which there is a session; a second one would replace it."""
 
 
 def prepare(sock: socket.socket) -> None:
@@ -50,11 +56,25 @@ def prepare(sock: socket.socket) -> None:
 
 
 async def register(
-    endpoint: Endpoint, private: bytes, expected: bytes | None, mark: int | None, clock: Callable[[], float]
+    endpoint: Endpoint,
+    private: bytes,
+    expected: bytes | None,
+    mark: int | None,
+    clock: Callable[[], float],
+    claim: Callable[[bytes], bool],
 ) -> Registered:
     """Connect within 2 s and register within 5 s.
 
+    Args:
+        endpoint: of the relay.
+        private: the node's 32-byte WireGuard private key.
+        expected: the relay's public key; None accepts any.
+        mark: SO_MARK of the socket, or None.
+        clock: monotonic seconds.
+        claim: asked with the name of the relay process before anything is proved to it; False leaves it.
+
     Raises:
+        HeldAlready: the process was not to be claimed.
         OSError: no connection; TimeoutError is one of them.
         HandshakeError: the relay refused, or did not prove the expected key.
         ProtocolError: it speaks something else.
@@ -68,23 +88,29 @@ async def register(
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await asyncio.get_running_loop().sock_connect(sock, endpoint.sockaddr())
         async with asyncio.timeout(REGISTER_TIMEOUT):
-            return await _handshake(sock, wire.ClientHandshake(private, os.urandom(wire.NONCE), expected), clock)
+            return await _handshake(sock, wire.ClientHandshake(private, os.urandom(wire.NONCE), expected), clock, claim)
     except BaseException:
         sock.close()
         raise
 
 
-async def _handshake(sock: socket.socket, handshake: wire.ClientHandshake, clock: Callable[[], float]) -> Registered:
+async def _handshake(
+    sock: socket.socket, handshake: wire.ClientHandshake, clock: Callable[[], float], claim: Callable[[bytes], bool]
+) -> Registered:
     loop = asyncio.get_running_loop()
     reader = wire.Reader()
     start = clock()
     await loop.sock_sendall(sock, wire.frame(wire.HELLO, handshake.hello.body()))
     challenge = wire.parse_challenge(await _expect(sock, reader, wire.CHALLENGE))
     rtt = clock() - start
-    await loop.sock_sendall(sock, wire.frame(wire.PROOF, handshake.proof(challenge)))
+    proof = handshake.proof(challenge)
+    if not claim(challenge.process):
+        await loop.sock_sendall(sock, wire.text_frame(wire.CLOSE, ""))
+        raise HeldAlready
+    await loop.sock_sendall(sock, wire.frame(wire.PROOF, proof))
     handshake.accept(await _expect(sock, reader, wire.WELCOME))
     unpaced_if_short(sock)
-    return Registered(sock, reader, rtt, challenge.key)
+    return Registered(sock, reader, rtt, challenge.key, challenge.process)
 
 
 async def _expect(sock: socket.socket, reader: wire.Reader, kind: int) -> bytes:
@@ -107,20 +133,35 @@ class Session:
 
     Args:
         registered: from `register`.
-        on_frame: called with type and body of each frame; the body is valid during the call.
-        now: monotonic seconds, for what was sent.
+        server: the relay by whose address it was found.
+        on_frame: called with this session, type and body of each frame but PONG; the body is valid during the call.
+        on_rtt: called with this session and the seconds that a ping took.
+        clock: monotonic seconds.
+
+    Attributes:
+        process: the name of the relay process.
+        relay_key: the relay's public key, proved.
+        ended: the reason, once it is over.
     """
 
     def __init__(
-        self, registered: Registered, on_frame: Callable[[int, memoryview], None], clock: Callable[[], float]
+        self,
+        registered: Registered,
+        server: RelayServer,
+        on_frame: Callable[[Session, int, memoryview], None],
+        on_rtt: Callable[[Session, float], None],
+        clock: Callable[[], float],
     ) -> None:
+        self.server, self.process, self.relay_key = server, registered.process, registered.relay_key
+        self.set_up_rtt, self.started = registered.rtt, clock()
         self._sock = registered.sock
         self._reader = registered.reader
-        self._on_frame = on_frame
+        self._on_frame, self._on_rtt = on_frame, on_rtt
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._out = bytearray()
-        self.liveness = Liveness(clock())
+        self._liveness = Liveness(self.started)
+        self._pings, self._pinged = 0, self.started
         self.ended: asyncio.Future[str] = self._loop.create_future()
 
     def start(self) -> None:
@@ -135,7 +176,7 @@ class Session:
             view: frames one behind the other.
             ends: where each of them ends.
         """
-        self.liveness.sent(self._clock())
+        self._liveness.sent(self._clock())
         if not self._out:
             self._push(view)
             return 0
@@ -148,13 +189,25 @@ class Session:
 
     def control(self, frame: bytes) -> None:
         """Send a frame that must not be lost; a session that cannot take it even then is over."""
-        self.liveness.sent(self._clock())
+        self._liveness.sent(self._clock())
         if not self._out:
             self._push(frame)
         elif len(self._out) + len(frame) <= QUEUE + CONTROL_RESERVE:
             self._out += frame
         else:
             self.end("the relay does not read")
+
+    async def keep_alive(self) -> str:
+        """Ping until the session ends; return why it did."""
+        while not self.ended.done():
+            now = self._clock()
+            if self._liveness.dead(now):
+                self.end("no answer for 3 s")
+            elif self._liveness.ping_due(now):
+                self._pings, self._pinged = self._pings + 1, now
+                self.control(wire.frame(wire.PING, self._pings.to_bytes(8, "big")))
+            await asyncio.wait((self.ended,), timeout=self._liveness.wait(now))
+        return self.ended.result()
 
     def end(self, reason: str) -> None:
         """Close; `ended` gets the reason. Safe to repeat."""
@@ -192,9 +245,9 @@ class Session:
             self.end(error.strerror or "broken connection")
             return
         del self._out[:sent]
-        self.liveness.heard()
+        self._liveness.heard()
         if self._out:
-            self.liveness.sent(self._clock())
+            self._liveness.sent(self._clock())
         else:
             self._loop.remove_writer(self._sock)
 
@@ -210,7 +263,7 @@ class Session:
             self.end("the relay closed the connection")
             return
         self._reader.filled(size)
-        self.liveness.heard()
+        self._liveness.heard()
         self._frames()
 
     def _frames(self) -> None:
@@ -218,9 +271,15 @@ class Session:
             for kind, body in self._reader.frames():
                 if kind in {wire.CLOSE, wire.ERROR}:
                     self.end(f"the relay says: {wire.parse_text(bytes(body))}")
+                elif kind == wire.PONG:
+                    self._pong(bytes(body))
                 else:
-                    self._on_frame(kind, body)
+                    self._on_frame(self, kind, body)
                 if self.ended.done():
                     return
         except wire.ProtocolError as error:
             self.end(str(error))
+
+    def _pong(self, token: bytes) -> None:
+        if token == self._pings.to_bytes(8, "big"):
+            self._on_rtt(self, self._clock() - self._pinged)

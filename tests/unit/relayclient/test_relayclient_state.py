@@ -6,7 +6,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wirekube.agent.relayclient.gate import INITIATION, Backoff, Gate, Liveness
+from wirekube.agent.relayclient.dialplan import Backoff
+from wirekube.agent.relayclient.gate import INITIATION, Gate
+from wirekube.agent.relayclient.liveness import Liveness
 from wirekube.agent.relayclient.proxy import MAX_BYTES, MAX_SEGMENTS, pieces
 
 
