@@ -17,7 +17,6 @@ _IPV6 = "[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){2,7}"
 HOST_PORT = rf"^({_NAME}|\[{_IPV6}\]):{_PORT}$"
 IP_PORT = rf"^({_IPV4}|\[{_IPV6}\]):{_PORT}$"
 HOST_PREFIX = rf"^({_IPV4}/32|{_IPV6}/128)$"
-CIDR = rf"^({_IPV4}/(3[0-2]|[12][0-9]|[1-9])|{_IPV6}/(12[0-8]|1[01][0-9]|[1-9][0-9]|[1-9]))$"
 
 
 def rule(expression: str, message: str) -> dict[str, Any]:
@@ -48,6 +47,14 @@ def _address(text: str) -> str:
     return text
 
 
+_CIDR_RULES = rules(
+    ("isCIDR(self) && cidr(self).prefixLength() > 0", "must be ADDRESS/LENGTH, and not a default route (/0)"),
+    (
+        "!isCIDR(self) || cidr(self).masked() == cidr(self)",
+        "must have no bits beyond its length: a network as 10.0.0.0/24, or one address as 10.0.0.1/32",
+    ),
+)
+
 # Python checks these patterns as well: objects may have got in before the CRD had a rule.
 Port = Annotated[int, Field(ge=1, le=65535)]
 HostPort = Annotated[
@@ -61,10 +68,7 @@ PublicKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=
 HostPrefix = Annotated[
     str, Field(max_length=49, json_schema_extra=matches(HOST_PREFIX, "must be one address: IPV4/32 or IPV6/128"))
 ]
-Cidr = Annotated[
-    str,
-    Field(max_length=49, json_schema_extra=matches(CIDR, "must be ADDRESS/LENGTH, and not a default route (/0)")),
-]
+Cidr = Annotated[str, Field(max_length=49, json_schema_extra=_CIDR_RULES)]
 IpAddress = Annotated[str, Field(max_length=45), AfterValidator(_address)]
 NetworkCidr = Annotated[Cidr, AfterValidator(_network)]
 

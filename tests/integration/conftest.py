@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real API server for the whole session, on loopback."""
+"""A real API server for the whole session, on loopback, and callers of it that have a ServiceAccount's token."""
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
+import httpx
 import pytest
 
 from wirekube.lab.controlplane import ControlPlane, find_or_build
@@ -30,6 +35,58 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     plane.start()
     yield plane
     plane.stop()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the API server said: the HTTP status, the object or the Status, and the message of a refusal."""
+
+    code: int
+    body: Any
+
+    @property
+    def message(self) -> str:
+        return str(self.body.get("message", "")) if self.body.get("kind") == "Status" else ""
+
+
+class Caller:
+    """One who has a token, and speaks HTTP: kubectl would look before it asks."""
+
+    CONTENT: ClassVar = {
+        "apply": "application/apply-patch+yaml",
+        "merge": "application/merge-patch+json",
+        "json": "application/json-patch+json",
+    }
+
+    def __init__(self, http: httpx.Client, token: str) -> None:
+        self._http, self._headers = http, {"Authorization": f"Bearer {token}"}
+
+    def __call__(self, verb: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+        """Ask: the verb is an HTTP method, or apply (forced), merge, json for those kinds of PATCH."""
+        method, kind = ("PATCH", self.CONTENT[verb]) if verb in self.CONTENT else (verb, "application/json")
+        query = {"fieldManager": "wirekube-agent", "force": "true"} if verb == "apply" else {}
+        sent = self._headers | {"Content-Type": kind} | (headers or {})
+        url = httpx.URL(path).copy_merge_params(query)
+        answer = self._http.request(method, url, headers=sent, content=None if body is None else json.dumps(body))
+        try:
+            return Answer(answer.status_code, answer.json())
+        except ValueError:
+            return Answer(answer.status_code, {"kind": "Status", "message": answer.text})
+
+
+@pytest.fixture(scope="session")
+def caller_of(control_plane: ControlPlane) -> Iterator[Callable[..., Caller]]:
+    """Make a caller with a real token of a ServiceAccount of ours, for example `caller_of("agent", Node="a")`."""
+    trust = ssl.create_default_context(cafile=control_plane.folder / "pki" / "ca.crt")
+
+    def make(account: str, **bound: str) -> Caller:
+        words = ["create", "token", f"wirekube-{account}", "-n", "wirekube-system"]
+        for kind, name in bound.items():
+            words += [f"--bound-object-kind={kind}", f"--bound-object-name={name}"]
+        return Caller(http, control_plane.kubectl(*words).stdout.strip())
+
+    with httpx.Client(base_url=control_plane.url, verify=trust, timeout=20) as http:
+        yield make
 
 
 def _pair(port: int) -> int:
