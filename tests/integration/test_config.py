@@ -162,7 +162,8 @@ def test_the_sample_is_a_valid_mesh(cluster: Any) -> None:
 @pytest.mark.parametrize(
     ("who", "verb", "what", "allowed"),
     [
-        ("agent", "watch", "wirekubepeers.wirekube.io", True),
+        ("agent", "watch", "wirekubepeerslices.wirekube.io", True),
+        ("agent", "watch", "wirekubepeers.wirekube.io", False),
         ("agent", "get", "wirekubemeshes.wirekube.io", True),
         ("agent", "patch", "wirekubepeers.wirekube.io/status", True),
         ("agent", "update", "wirekubepeers.wirekube.io/status", False),
@@ -176,7 +177,6 @@ def test_the_sample_is_a_valid_mesh(cluster: Any) -> None:
         ("agent", "create", "events.events.k8s.io", True),
         ("operator", "create", "wirekubepeers.wirekube.io", True),
         ("operator", "delete", "wirekubepeers.wirekube.io", True),
-        ("operator", "patch", "wirekubemeshes.wirekube.io/status", True),
         ("operator", "patch", "wirekubemeshes.wirekube.io", False),
         ("operator", "patch", "nodes", False),
         ("operator", "get", "endpointslices.discovery.k8s.io/kubernetes", True),

@@ -65,6 +65,7 @@ def token_of(account: str) -> Request:
     return "POST", f"{OURS}/serviceaccounts/{account}/token", body
 
 
+SLICE = thing(API, "WireKubePeerSlice", "prv-slice", peers=[{"name": A}])
 MESH = thing(API, "WireKubeMesh", "default", spec={"mtu": 1400})
 OWN_STATUS = peer(B, status={"listenPort": 51820, "conditions": [condition("DataPlaneReady")]})
 SECRET = thing("v1", "Secret", "wirekube-relay", data={"key": "eA=="})
@@ -127,8 +128,8 @@ NOT_THE_OPERATOR: tuple[Request, ...] = (
     ("PUT", f"{PEERS}/{B}", peer(B)),
     ("DELETE", f"{PEERS}/{B}", None),
     ("merge", f"{MESHES}/default/status", {"status": {"peers": 9}}),
-    ("POST", SLICES, thing(API, "WireKubePeerSlice", "prv-slice")),
-    ("apply", f"{SLICES}/prv-slice", thing(API, "WireKubePeerSlice", "prv-slice")),
+    ("POST", SLICES, SLICE),
+    ("apply", f"{SLICES}/prv-slice", SLICE),
     ("merge", f"{SLICES}/prv-slice", {}),
     ("DELETE", f"{SLICES}/prv-slice", None),
     ("DELETE", SLICES, None),
@@ -144,6 +145,8 @@ NOT_THE_OPERATOR: tuple[Request, ...] = (
 )
 
 AGENT: tuple[Request, ...] = (
+    ("GET", PEERS, None),
+    watch(PEERS),
     ("apply", f"{PEERS}/{A}/status", peer(A, status={"listenPort": 1})),
     ("merge", f"{PEERS}/{A}/status", {"status": {"listenPort": 1}}),
     ("json", f"{PEERS}/{A}/status", [{"op": "remove", "path": "/status"}]),
@@ -199,6 +202,9 @@ NEEDED: dict[str, tuple[Request, ...]] = {
         ("GET", MESHES, None),
         watch(MESHES),
         ("GET", f"{MESHES}/default", None),
+        ("GET", SLICES, None),
+        watch(SLICES),
+        ("GET", f"{SLICES}/prv-slice", None),
         ("GET", f"{PEERS}/{B}", None),
         ("apply", f"{PEERS}/{B}/status", OWN_STATUS),
         event("default"),
@@ -215,6 +221,11 @@ NEEDED: dict[str, tuple[Request, ...]] = {
         ("apply", f"{PEERS}/{A}", peer(A, spec={"addresses": ["198.18.0.1/32"]})),
         ("apply", f"{PEERS}/{A}/status", peer(A, status={"conditions": [condition("Ready"), condition("KeyAccepted")]})),
         ("DELETE", f"{PEERS}/{A}", None),
+        ("GET", SLICES, None),
+        watch(SLICES),
+        ("POST", SLICES, SLICE | {"metadata": {"name": "prv-slice-2"}}),
+        ("apply", f"{SLICES}/prv-slice", SLICE),
+        ("DELETE", f"{SLICES}/prv-slice", None),
         ("GET", "/apis/networking.k8s.io/v1/servicecidrs", None),
         ("GET", "/api/v1/namespaces/default/services/kubernetes", None),
         event("default"),
@@ -246,7 +257,7 @@ def cluster(control_plane: Any) -> Iterator[Any]:
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "config/default"))
     control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     nodes = [thing("v1", "Node", name) for name in (A, B, GONE)]
-    for each in (*nodes, peer(A), peer(B), thing(API, "WireKubeMesh", "default")):
+    for each in (*nodes, peer(A), peer(B), SLICE, thing(API, "WireKubeMesh", "default")):
         control_plane.kubectl(*SERVER_SIDE, input=json.dumps(each))
     judged = json.dumps({"status": {"conditions": [condition("DataPlaneReady"), condition("Ready")]}})
     for name in (A, B):
@@ -254,7 +265,7 @@ def cluster(control_plane: Any) -> Iterator[Any]:
     yield control_plane
     control_plane.kubectl("delete", "nodes", A, B, GONE, "--ignore-not-found")
     control_plane.kubectl("delete", "wkpeer", A, B)
-    control_plane.kubectl("delete", "wkmesh", "default")
+    control_plane.kubectl("delete", "wkmesh/default", "wkslice/prv-slice")
 
 
 @pytest.fixture(scope="module")
