@@ -25,6 +25,7 @@ from .config import Config
 from .dataplane import DataPlane, Failure, problem_of
 from .facts import MeshFacts, OwnFacts, PeerFacts, PeerFactsReader, parse_mesh, parse_own
 from .keys import KeyRefused, NodeKey
+from .lease import LeaseKeeper, Turns
 from .localapi import LocalApi, NodeReport
 from .member import Member
 from .paths.model import State, Transition
@@ -64,6 +65,8 @@ class Agent:
         self._host = HostNetwork(None, config.sysctl_record)
         self._plane = DataPlane(self._host, config.helper)
         self._publisher = Publisher(self._source, self.view)
+        self._turns = Turns()
+        self._lease = LeaseKeeper(config.node, self._source.renew, self._stuck)
         self._key: NodeKey | None = None
         self._member: Member | None = None
         self._task: asyncio.Task[None] | None = None
@@ -88,6 +91,9 @@ class Agent:
         problem = self._member.problem if self._member is not None else self._problem
         return None if problem is None else f"{problem[0]}: {problem[1]}"
 
+    def _stuck(self) -> bool:
+        return self._turns.stuck() or (self._member is not None and self._member.stuck())
+
     async def run(self) -> None:
         """Run until cancelled; then leave everything as it is for the next agent, with a note.
 
@@ -98,7 +104,8 @@ class Agent:
         server = LocalApi(self._node_report, asyncio.get_running_loop()).serve(self._config.socket)
         try:
             async with asyncio.TaskGroup() as group:
-                for task in (self._source.run(), self._follow(), self._publisher.run(), self._save()):
+                parts = self._source, self._publisher, self._lease
+                for task in (*(part.run() for part in parts), self._follow(), self._save()):
                     group.create_task(task)
         except BaseExceptionGroup as several:
             raise _first(several) from None  # what failed first ends the process; the others were cancelled
@@ -117,7 +124,8 @@ class Agent:
         await self._first_answer()
         while True:
             self._wake.clear()
-            retry = await self._step(self._source.snapshot())
+            with self._turns:
+                retry = await self._step(self._source.snapshot())
             try:
                 async with asyncio.timeout(retry):
                     await self._wake.wait()

@@ -26,6 +26,7 @@ from .activity import Activity
 from .dataplane import Adopted, DataPlane, Desired, Failure, problem_of, roamed
 from .facts import MeshFacts, OwnFacts, PeerFacts, RelayFacts
 from .keys import NodeKey
+from .lease import Turns
 from .local import Local
 from .nat.socket import ProbeSocket
 from .pathdriver import PathDriver
@@ -102,6 +103,7 @@ class Member:
         self._all_due = True
         self._ready = asyncio.Event()
         self._reminded = 0.0
+        self._converging, self._counting = Turns(), Turns()
         self._direct: frozenset[str] = frozenset()
         self._shaken: frozenset[bytes] = frozenset()
         self.relay = RelayClient(key.private, mark=FWMARK, on_event=self._relay_event, telemetry=telemetry)
@@ -178,6 +180,10 @@ class Member:
 
     # Tasks.
 
+    def stuck(self) -> bool:
+        """Whether the host has not answered for long: what should be is not made."""
+        return self._converging.stuck() or self._counting.stuck()
+
     async def run(self) -> None:
         """Run until cancelled; the data plane is left as it is."""
         try:
@@ -204,7 +210,8 @@ class Member:
             self._due.clear()
             everything, self._all_due = self._all_due, False
             try:
-                await self._act(everything)
+                with self._converging:
+                    await self._act(everything)
             except Failure as error:
                 self._failed(error)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -263,7 +270,8 @@ class Member:
         while True:
             await asyncio.sleep(STATS_SECONDS)
             try:
-                stats = await self.plane.read_stats()
+                with self._counting:
+                    stats = await self.plane.read_stats()
             except BackendError:
                 self._mark_all()  # a slow answer is no failure yet; converging finds out
                 continue

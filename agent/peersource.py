@@ -25,6 +25,7 @@ from ..runtime.objects import Kind, Object
 from ..runtime.reflector import Pause, Reflector
 from ..telemetry import Telemetry
 from ..telemetry.logs import get_logger
+from .lease import LEASE
 from .membership import Membership, really_gone
 from .ownpeer import OwnPeer
 
@@ -75,6 +76,13 @@ class PeerSource(Protocol):
 
     async def publish(self, status: Object) -> bool:
         """Write our Peer's status; False when there is nobody to take it now.
+
+        Raises:
+            ApiError: the API server refuses it, or cannot be reached.
+        """
+
+    async def renew(self, lease: Object) -> bool:
+        """Write our Lease; False when this node is not in the mesh, or there is nobody to take it now.
 
         Raises:
             ApiError: the API server refuses it, or cannot be reached.
@@ -152,6 +160,13 @@ class WatchedSlices:
             self._own.take(await self._client.apply_status(PEER, body, field_manager=FIELD_MANAGER_AGENT))
         except NotFound:
             return False  # the watch tells the rest
+        return True
+
+    async def renew(self, lease: Object) -> bool:
+        """See PeerSource.renew."""
+        if self._client is None or self._members.peers.get(self._node) is None or not self.synced.is_set():
+            return False
+        await self._client.apply(LEASE, lease, field_manager=FIELD_MANAGER_AGENT)
         return True
 
     async def run(self) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from typing import Literal, Protocol
 
-from ..api.constants import ANNOTATION_ENDPOINT, FIELD_MANAGER_OPERATOR, LABEL_VPN_ENABLED, NAMESPACE
+from ..api.constants import ANNOTATION_ENDPOINT, FIELD_MANAGER_OPERATOR, LABEL_VPN_ENABLED
 from ..api.effective import EffectivePeers, reservations
 from ..api.reading import KEY_ACCEPTED, Problem, parse_peer
-from ..runtime.conditions import find_condition, is_true
+from ..runtime.conditions import find_condition
 from ..runtime.controller import Result
 from ..runtime.errors import NotFound
 from ..runtime.events import EventRecorder
@@ -23,19 +22,11 @@ from .kinds import MESH_KEY, PEER, conditions_of, now_iso, seniority, status_of,
 from .networks import routing_of
 from .nodes import EndpointError, annotated_endpoint, wants_mesh
 from .peers import ours
-from .verdicts import Verdict, conditions, transitions, unchanged
+from .readiness import READY, Silence, judge_ready, shows_silence, time_to_report
+from .verdicts import NOT_REQUESTED, Verdict, conditions, transitions, unchanged
 
-READY = "Ready"
-DATA_PLANE_READY = "DataPlaneReady"  # the agent's
 ENDPOINT_ACCEPTED = "EndpointAccepted"
 OWNED = (KEY_ACCEPTED, ENDPOINT_ACCEPTED, *networks.CONDITIONS, READY)
-
-# There are no Leases of agents yet: nobody notices that one has gone silent.
-READY_MESSAGE = (
-    "the node's agent reported that it takes part in the mesh; a node that is switched off is not noticed yet"
-)
-
-REPORT_SECONDS = 20.0  # from a Peer's creation until its agent is called silent; a started one takes about two
 
 BY_KEY = "publicKey"
 _LONGEST_MESSAGE = 1000
@@ -78,6 +69,7 @@ class PeerStatusReconciler:
         meshes: the Mesh, for its ranges and routing.
         peers: all Peers, with the indexes of `add_indexes`.
         events: for Events on Peers.
+        agents: knows which have fallen silent.
         clock: Unix seconds.
     """
 
@@ -88,10 +80,12 @@ class PeerStatusReconciler:
         meshes: Store,
         peers: Store,
         events: EventRecorder,
+        agents: Silence,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
+        self._agents = agents
         self._nodes = nodes
         self._meshes = meshes
         self._peers = peers
@@ -105,8 +99,8 @@ class PeerStatusReconciler:
         peer = self._peers.get(key)
         if peer is None or peer["metadata"].get("deletionTimestamp"):
             return Result()
-        left = self._time_to_report(peer)
-        verdicts = self._judge(key, peer, silent=left <= 0)
+        left = time_to_report(peer, self._clock())
+        verdicts = self._judge(key, peer, overdue=left <= 0)
         again = Result(left if left > 0 else None)
         wanted = conditions(peer, verdicts, now_iso())
         if unchanged(peer, wanted, OWNED):
@@ -120,29 +114,19 @@ class PeerStatusReconciler:
             self._tell(peer, news)
         return again
 
-    def _time_to_report(self, peer: Object) -> float:
-        """Return the seconds that its agent has left for its first report; 0 when they are over or it has reported."""
-        created = peer["metadata"].get("creationTimestamp")
-        if created is None or find_condition(conditions_of(peer), DATA_PLANE_READY) is not None:
-            return 0.0
-        age = self._clock() - datetime.fromisoformat(created).timestamp()
-        return min(REPORT_SECONDS, max(0.0, REPORT_SECONDS - age))
-
     def _tell(self, peer: Object, news: Verdict) -> None:
         fine = news.status == "True" or news.reason in networks.EXPECTED
         kind: Literal["Normal", "Warning"] = "Normal" if fine else "Warning"
         self._events.event(peer, kind, news.reason, f"Judge{news.type}", news.message or news.type)
 
-    def _judge(self, key: Key, peer: Object, *, silent: bool) -> list[Verdict]:
+    def _judge(self, key: Key, peer: Object, *, overdue: bool) -> list[Verdict]:
         parsed = parse_peer(peer)
         if isinstance(parsed, Problem):
-            # Without KeyAccepted everybody leaves the Peer out.
-            return [Verdict(READY, "False", parsed.reason, parsed.message[:_LONGEST_MESSAGE])]
+            return judge_malformed(parsed)
         accepts = self._judge_membership(peer) or self._judge_key(peer)
-        endpoint = judge_endpoint(self._nodes.get(key))
-        ready = judge_ready(key[1], accepts, conditions_of(peer), silent=silent)
-        verdicts = accepts, endpoint, *self._judge_networks(peer), ready
-        return [verdict for verdict in verdicts if verdict is not None]
+        silent = self._agents.silent(key[1], shown=shows_silence(peer))
+        ready = judge_ready(key[1], accepts, conditions_of(peer), overdue=overdue, silent=silent)
+        return [accepts, judge_endpoint(self._nodes.get(key)), *self._judge_networks(peer), ready]
 
     def _judge_membership(self, peer: Object) -> Verdict | None:
         return judge_membership(peer, self._nodes.get(("", peer["metadata"]["name"])))
@@ -162,6 +146,13 @@ class PeerStatusReconciler:
             effective = self._effective.decide(mesh, self._peers.items().values())
             problems += [problem for problem in effective.problems if problem.peer == name]
         return networks.judge_networks(peer, problems)
+
+
+def judge_malformed(problem: Problem) -> list[Verdict]:
+    """Return all conditions of a Peer that cannot be read: its key is not accepted, so everybody leaves it out."""
+    message = problem.message[:_LONGEST_MESSAGE]
+    unknown = [Verdict(each, "Unknown", problem.reason, message) for each in OWNED if each != READY]
+    return [*unknown, Verdict(READY, "False", problem.reason, message)]
 
 
 def judge_membership(peer: Object, node: Object | None) -> Verdict | None:
@@ -189,44 +180,17 @@ def judge_key(peer: Object, key: str, owner: Object | None) -> Verdict:
     return Verdict(KEY_ACCEPTED, "False", "DuplicateKey", message)
 
 
-def judge_endpoint(node: Object | None) -> Verdict | None:
-    """Return EndpointAccepted, or None when the Node has no annotation."""
+def judge_endpoint(node: Object | None) -> Verdict:
+    """Return EndpointAccepted."""
     try:
         endpoint = annotated_endpoint(node) if node is not None else None
     except EndpointError as error:
         message = f"the annotation {ANNOTATION_ENDPOINT} is ignored: {error}"
         return Verdict(ENDPOINT_ACCEPTED, "False", "InvalidEndpoint", message)
     if endpoint is None:
-        return None
+        message = f"the Node has no annotation {ANNOTATION_ENDPOINT}"
+        return Verdict(ENDPOINT_ACCEPTED, "True", NOT_REQUESTED, message)
     return Verdict(ENDPOINT_ACCEPTED, "True", "Accepted", f"others reach the node at {endpoint}")
-
-
-def judge_ready(name: str, key: Verdict, present: list[dict[str, str]], *, silent: bool) -> Verdict:
-    """Return Ready: the key is accepted and the agent says that its data plane is.
-
-    Args:
-        name: of the Peer and its Node.
-        key: KeyAccepted.
-        present: the Peer's conditions.
-        silent: an agent that has not reported yet should have by now.
-    """
-    if key.status == "False":
-        return Verdict(READY, "False", key.reason, key.message)
-    found = find_condition(present, DATA_PLANE_READY)
-    if found is None:
-        return Verdict(READY, "False" if silent else "Unknown", "AgentNotReported", _not_reported(name))
-    if found.get("status") == "False":
-        return Verdict(READY, "False", found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
-    if key.status != "True":
-        return Verdict(READY, key.status, key.reason, key.message)
-    if is_true(present, DATA_PLANE_READY):
-        return Verdict(READY, "True", "Ready", READY_MESSAGE)
-    return Verdict(READY, "Unknown", found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
-
-
-def _not_reported(name: str) -> str:
-    pods = f"kubectl -n {NAMESPACE} get pods --field-selector spec.nodeName={name}"
-    return f"the node's agent has not reported yet; is its pod running? {pods}"
 
 
 def accepted(peer: Object) -> str | None:

@@ -16,6 +16,7 @@ SLICE: Final = Kind(GROUP_VERSION, "wirekubepeerslices", "WireKubePeerSlice")
 NODE: Final = Kind("v1", "nodes", "Node")
 SERVICE: Final = Kind("v1", "services", "Service", namespaced=True)
 ENDPOINT_SLICE: Final = Kind("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", namespaced=True)
+LEASE: Final = Kind("coordination.k8s.io/v1", "leases", "Lease", namespaced=True)
 SERVICE_CIDR: Final = Kind("networking.k8s.io/v1", "servicecidrs", "ServiceCIDR")
 
 MESH_KEY: Final[Key] = ("", MESH_NAME)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from ..api.constants import NODE_LEASE_NAMESPACE
 from ..runtime.client import Client
 from ..runtime.controller import Controller
 from ..runtime.errors import ApiError, Misconfigured
@@ -23,7 +24,9 @@ from ..telemetry import Telemetry, setup
 from ..telemetry.logs import configure, get_logger
 from . import networks
 from .keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
-from .kinds import MESH, NODE, PEER, SLICE
+from .kinds import LEASE, MESH, NODE, PEER, SLICE
+from .leases import Leases
+from .liveness import Timing
 from .mesh import MeshReconciler, node_to_mesh, to_mesh
 from .networks import node_to_nodes
 from .peers import PeerReconciler, add_index, mesh_to_nodes
@@ -73,8 +76,8 @@ def from_environment(environment: Mapping[str, str]) -> Config:
     return Config(environment.get("KUBECONFIG") or None, (host.strip("[]"), int(port)), level)
 
 
-def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> Manager:
-    """Put the operator together."""
+def build(client: Client, telemetry: Telemetry, health: HealthServer | None, timing: Timing | None = None) -> Manager:
+    """Put the operator together; `timing` is that of the agents' Leases."""
     meshes = Reflector(client, MESH, resync=RESYNC, telemetry=telemetry)
     peers = Reflector(client, PEER, resync=RESYNC, telemetry=telemetry)
     slices = Reflector(client, SLICE, resync=RESYNC, telemetry=telemetry)
@@ -82,6 +85,8 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> 
     nodes: Reflector = Reflector(
         client, NODE, resync=RESYNC, telemetry=telemetry, list_filter=lambda found: bool(found) or not len(nodes.store)
     )
+    held = Reflector(client, LEASE, namespace=NODE_LEASE_NAMESPACE, telemetry=telemetry)
+    leases = Leases(client, held, peers, timing)
     add_indexes(peers.store)
     networks.add_indexes(nodes.store, peers.store)
     add_index(peers.store)
@@ -93,12 +98,13 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> 
     node_controller.watches(meshes, mesh_to_nodes(nodes.store))
     node_controller.watches(peers)
 
-    status_controller = Controller("peer", PeerStatusReconciler(client, *stores, events), telemetry=telemetry)
+    status_controller = Controller("peer", PeerStatusReconciler(client, *stores, events, leases), telemetry=telemetry)
     status_controller.watches(peers, peer_to_peers(peers.store))
     status_controller.watches(nodes, node_to_nodes(nodes.store))
     status_controller.watches(meshes, mesh_to_peers(peers.store))
 
-    mesh_controller = Controller("mesh", MeshReconciler(client, *stores, events), telemetry=telemetry)
+    mesh_reconciler = MeshReconciler(client, *stores, events, lambda: leases.census)
+    mesh_controller = Controller("mesh", mesh_reconciler, telemetry=telemetry)
     mesh_controller.watches(meshes)
     mesh_controller.watches(peers, to_mesh)
     mesh_controller.watches(nodes, node_to_mesh)
@@ -109,12 +115,14 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None) -> 
     slice_controller.watches(nodes, slicer.node_to_slices)
     slice_controller.watches(slices, slicer.slice_to_slices)
 
+    leases.tell(status_controller.enqueue, mesh_controller.enqueue)
     manager = Manager(telemetry, health)
-    for reflector in (meshes, peers, nodes, slices):
+    for reflector in (meshes, peers, nodes, slices, held):
         manager.add_reflector(reflector)
     for controller in (node_controller, status_controller, mesh_controller, slice_controller):
         manager.add_controller(controller)
     manager.add("events", events)
+    manager.add("leases", leases)
     return manager
 
 

@@ -16,15 +16,16 @@ from ..api.reading import explain
 from ..api.v1alpha1 import WireKubeMesh
 from ..runtime.conditions import is_true
 from ..runtime.controller import Result
-from ..runtime.errors import NotFound
+from ..runtime.errors import ApiError, NotFound
 from ..runtime.events import EventRecorder
 from ..runtime.objects import Key, Kind, Object
 from ..runtime.reflector import Event
 from ..runtime.store import Store
 from .cluster import ClusterNetworks, Reader, Services
-from .keys import READY
 from .kinds import MESH, MESH_KEY, conditions_of, generation_of, now_iso, spec_of, status_of, uid_of
+from .liveness import Census
 from .nodes import node_networks
+from .readiness import AGENTS_REPORTING, READY, judge_agents
 from .relays import RELAY_READY, RelayResolver
 from .verdicts import Verdict, conditions, transitions
 
@@ -52,6 +53,7 @@ class MeshReconciler:
         meshes: the Mesh.
         peers: all Peers, to be counted.
         events: for Events on the Mesh.
+        census: counts the agents; None while that is not done.
         relays: resolves relay names.
         clock: monotonic seconds.
     """
@@ -63,6 +65,7 @@ class MeshReconciler:
         meshes: Store,
         peers: Store,
         events: EventRecorder,
+        census: Callable[[], Census | None],
         *,
         relays: RelayResolver | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -72,6 +75,7 @@ class MeshReconciler:
         self._meshes = meshes
         self._peers = peers
         self._events = events
+        self._census = census
         self._relays = relays or RelayResolver()
         self._clock = clock
         self._cluster = ClusterNetworks(client, clock)
@@ -85,11 +89,19 @@ class MeshReconciler:
         try:
             mesh = WireKubeMesh.model_validate(obj)
         except ValidationError as error:
-            return await self._write(obj, kept(obj), [Verdict(READY, "False", "Malformed", explain(error))], None)
-        services = await self._cluster.services()
+            verdicts = undecided("Malformed", explain(error), Verdict(READY, "False", "Malformed", explain(error)))
+            return await self._write(obj, kept(obj), verdicts, None)
+        try:
+            services = await self._cluster.services()
+        except ApiError as error:
+            if not conditions_of(obj):
+                unknown = undecided("ClusterNotRead", f"the cluster's own ranges cannot be read: {error.message}")
+                await self._write(obj, kept(obj), unknown, None)
+            raise
         ranges = self._ranges(mesh, obj, services)
         relays = await self._relays.resolve(mesh.spec.relay, status_of(obj).get("relays") or [])
-        verdicts = [addresses_verdict(ranges), relays.verdict]
+        agents = judge_agents(self._census(), conditions_of(obj))
+        verdicts = [addresses_verdict(ranges), relays.verdict, agents]
         verdicts.append(ready_verdict(verdicts))
         fields = counts(self._peers.items().values()) | {
             "observedGeneration": generation_of(obj),
@@ -169,11 +181,20 @@ def addresses_verdict(ranges: Ranges) -> Verdict:
 
 
 def ready_verdict(parts: list[Verdict]) -> Verdict:
-    """Return Ready: addresses are there, and the relay if one is wanted."""
+    """Return Ready: addresses are there, the relay if one is wanted, and not most of the agents silent."""
     for part in parts:
-        if part.status != "True" and not (part.type == RELAY_READY and part.reason in _NO_RELAY_WANTED):
+        no_relay = part.type == RELAY_READY and part.reason in _NO_RELAY_WANTED
+        no_agent = part.type == AGENTS_REPORTING and part.status == "Unknown"
+        if part.status != "True" and not no_relay and not no_agent:
             return Verdict(READY, "False", part.reason, part.message)
-    return Verdict(READY, "True", "Ready", "addresses and relay are in order")
+    return Verdict(READY, "True", "Ready", "addresses, relay and agents are in order")
+
+
+def undecided(reason: str, message: str, ready: Verdict | None = None) -> list[Verdict]:
+    """Return all conditions of a Mesh while nothing can be said about its parts; Ready is Unknown, too, if not given."""
+    types = (ADDRESSES_READY, RELAY_READY, AGENTS_REPORTING, READY)
+    verdicts = [Verdict(each, "Unknown", reason, message) for each in types]
+    return verdicts if ready is None else [*verdicts[:-1], ready]
 
 
 def node_to_mesh(event: Event) -> tuple[Key, ...]:

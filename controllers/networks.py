@@ -22,7 +22,7 @@ from ..runtime.reflector import Event
 from ..runtime.store import Store
 from .kinds import spec_of, status_of
 from .nodes import networks, pod_ranges, wants_mesh
-from .verdicts import Verdict
+from .verdicts import NOT_REQUESTED, Verdict
 
 PRIVATE: Final = tuple(
     ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
@@ -126,7 +126,7 @@ def outside_problems(node: Object | None, nodes: Store, routing: RoutingSpec) ->
 
 
 def judge_networks(peer: Object, problems: Iterable[Problem]) -> list[Verdict]:
-    """Return a condition for each kind of network that the Peer has, or would have but for a problem."""
+    """Return a condition for each kind of network: what the Peer has, or would have but for a problem."""
     problems, spec = list(problems), spec_of(peer)
     verdicts = []
     for kind, field, reasons, praise in _FIELDS:
@@ -136,6 +136,8 @@ def judge_networks(peer: Object, problems: Iterable[Problem]) -> list[Verdict]:
             verdicts.append(Verdict(kind, "False", found[0].reason, message[:_LONGEST_MESSAGE]))
         elif spec.get(field):
             verdicts.append(Verdict(kind, "True", "Accepted", praise))
+        else:
+            verdicts.append(Verdict(kind, "True", NOT_REQUESTED, f"the Peer has no {field}"))
     return verdicts
 
 

@@ -12,6 +12,7 @@ from ..runtime.objects import Object
 from .kinds import conditions_of, generation_of
 
 Status = Literal["True", "False", "Unknown"]
+NOT_REQUESTED = "NotRequested"  # the reason of a condition that is True since there is nothing to judge
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,16 @@ def unchanged(obj: Object, wanted: Sequence[dict[str, Any]], owned: Iterable[str
 
 
 def transitions(obj: Object, verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Return the verdicts that are news: another status or reason than the object shows. Unknown is no news."""
+    """Return the verdicts that are news: another status or reason than the object shows.
+
+    Neither Unknown is news, nor that there is nothing to judge.
+    """
     old = conditions_of(obj)
     news = []
     for verdict in verdicts:
         known = find_condition(old, verdict.type) or {}
-        if verdict.status != "Unknown" and (known.get("status"), known.get("reason")) != (
-            verdict.status,
-            verdict.reason,
-        ):
+        if verdict.status == "Unknown" or verdict.reason == NOT_REQUESTED:
+            continue
+        if (known.get("status"), known.get("reason")) != (verdict.status, verdict.reason):
             news.append(verdict)
     return news

@@ -75,6 +75,7 @@ class Reflector:
         store: the objects.
         synced: set after the first accepted list.
         last_error: why the last request failed; None while all is well.
+        following_since: monotonic seconds since when the store follows the server without a gap; None while it does not.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Reflector:
         self.store = Store()
         self.synced = anyio.Event()
         self.last_error: ApiError | None = None
+        self.following_since: float | None = None
         self._client = client
         self._namespace = namespace
         self._label_selector = label_selector
@@ -104,7 +106,6 @@ class Reflector:
         self._pause = pause or Pause(self._rng)
         self._pause_unreachable = pause or Pause(self._rng, longest=LONGEST_PAUSE_UNREACHABLE)
         self._handlers: list[Callable[[Event], None]] = []
-        self._connected = False
         self._unserved = False
         self._version: str | None = None
         self._fruitless = 0
@@ -119,7 +120,7 @@ class Reflector:
 
     def fresh(self) -> bool:
         """Whether the store follows the server now: the last list was accepted and a watch is open or about to be."""
-        return self._connected
+        return self.following_since is not None
 
     async def run(self) -> None:
         """List and watch until cancelled; no failure of the API ends it."""
@@ -196,7 +197,8 @@ class Reflector:
             self._emit(self.store.put(obj))
 
     def _answered(self) -> None:
-        self._connected = True
+        if self.following_since is None:
+            self.following_since = time.monotonic()
         self._pause_unreachable.reset()
         self.last_error = None
         if self._unserved:
@@ -212,8 +214,8 @@ class Reflector:
             self._fruitless += 1
             if self._fruitless == 1:
                 return 0.0
-        nobody_answers = error.status == 0 and not self._connected
-        self._connected = False
+        nobody_answers = error.status == 0 and self.following_since is None
+        self.following_since = None
         self.last_error = error
         if not (isinstance(error, Throttled) or error.status == 0):
             self._version = None

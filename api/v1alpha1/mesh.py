@@ -156,7 +156,7 @@ class MeshStatus(Model):
     relays: Annotated[tuple[RelayStatus, ...], Field(max_length=16, json_schema_extra=by_name())] = ()
     """The relays that agents may use."""
     conditions: Conditions = ()
-    """AddressesReady, RelayReady, Ready."""
+    """AddressesReady, RelayReady, AgentsReporting, Ready."""
 
 
 class WireKubeMesh(Model):

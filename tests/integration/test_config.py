@@ -200,6 +200,28 @@ def test_rights(cluster: Any, who: str, verb: str, what: str, allowed: bool) -> 
 
 
 @pytest.mark.parametrize(
+    ("who", "namespace", "verbs"),
+    [
+        ("agent", "wirekube-node-lease", {"create", "patch"}),
+        ("operator", "wirekube-node-lease", {"get", "list", "watch", "delete"}),
+        ("relay", "wirekube-node-lease", set()),
+        ("agent", "wirekube-system", set()),
+        ("agent", "default", set()),
+        ("operator", "default", set()),
+    ],
+)
+def test_leases_of_agents_are_renewed_by_agents_and_cleared_away_by_the_operator(
+    cluster: Any, who: str, namespace: str, verbs: set[str]
+) -> None:
+    allowed = set()
+    for verb in ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"):
+        arguments = ("auth", "can-i", verb, "leases.coordination.k8s.io", "-n", namespace, f"--as={ACCOUNT}{who}")
+        if cluster.kubectl(*arguments, check=False).stdout.strip() == "yes":
+            allowed.add(verb)
+    assert allowed == verbs
+
+
+@pytest.mark.parametrize(
     ("verb", "secret", "allowed"),
     [
         ("get", "wirekube-relay", True),

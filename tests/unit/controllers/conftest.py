@@ -17,6 +17,7 @@ class Written:
         self.calls: list[tuple[str, Any]] = []
         self.events: list[tuple[str, str]] = []
         self.reads = 0
+        self.failure: Exception | None = None
 
     async def apply(self, _kind: Any, obj: Any, *, field_manager: str, force: bool = True) -> Any:
         self.calls.append(("apply", obj))
@@ -36,6 +37,8 @@ class Written:
         return {"endpoints": [{"addresses": ["203.0.113.6", "2001:db8::6"]}, {"addresses": ["203.0.113.5", "junk"]}, 7]}
 
     async def list(self, _kind: Any) -> Any:
+        if self.failure is not None:
+            raise self.failure
         return [{"spec": {"cidrs": ["198.18.0.0/16"]}}], "1"
 
     def event(self, regarding: Any, type: str, reason: str, _action: str, _note: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, peer_to_peers
 from wirekube.controllers.kinds import conditions_of
+from wirekube.controllers.liveness import Timing, Tracker
 from wirekube.controllers.mesh import counts
 from wirekube.controllers.peers import PeerReconciler, add_index
 from wirekube.runtime.conditions import find_condition
@@ -39,7 +40,7 @@ def peers(request: pytest.FixtureRequest) -> Store:
 
 
 async def test_it_is_judged_as_malformed(peers: Store, written: Any) -> None:
-    reconciler = PeerStatusReconciler(written, Store(), Store(), peers, written)
+    reconciler = PeerStatusReconciler(written, Store(), Store(), peers, written, Tracker(Timing()))
     await reconciler.reconcile(("", "evil"))
     ((_, body),) = written.calls
     ready = find_condition(body["status"]["conditions"], "Ready")
@@ -50,7 +51,7 @@ async def test_it_is_judged_as_malformed(peers: Store, written: Any) -> None:
 async def test_the_others_are_judged_counted_and_given_addresses(peers: Store, written: Any) -> None:
     members = Store()
     members.put(NODE | {"metadata": {**NODE["metadata"], "name": "good"}})  # type: ignore[dict-item]
-    await PeerStatusReconciler(written, members, Store(), peers, written).reconcile(("", "good"))
+    await PeerStatusReconciler(written, members, Store(), peers, written, Tracker(Timing())).reconcile(("", "good"))
     ((_, body),) = written.calls
     assert find_condition(body["status"]["conditions"], "KeyAccepted")["status"] == "True"  # type: ignore[index]
     assert counts(peers.items().values()) == {"peers": 2, "readyPeers": 1}

@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 from wirekube.controllers import networks
-from wirekube.controllers.keys import (
-    READY_MESSAGE,
-    REPORT_SECONDS,
-    PeerStatusReconciler,
-    add_indexes,
-    mesh_to_peers,
-    peer_to_peers,
-)
+from wirekube.controllers.keys import OWNED, PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
+from wirekube.controllers.readiness import READY_MESSAGE, REPORT_SECONDS
 from wirekube.runtime.conditions import find_condition
 from wirekube.runtime.store import Event, Store
 
@@ -32,11 +26,15 @@ class World:
         add_indexes(self.peers)
         networks.add_indexes(self.nodes, self.peers)
         self.now = datetime.fromisoformat(STAMP).timestamp() + 3600
+        self.quiet: bool | None = None
         self.restart()
 
     def restart(self) -> None:
         stores = (self.nodes, self.meshes, self.peers)
-        self.reconciler = PeerStatusReconciler(self.written, *stores, self.written, clock=lambda: self.now)
+        self.reconciler = PeerStatusReconciler(self.written, *stores, self.written, self, clock=lambda: self.now)
+
+    def silent(self, _name: str, *, shown: bool) -> bool:
+        return shown if self.quiet is None else self.quiet
 
     def node(self, name: str, **metadata: Any) -> None:
         labels = {"wirekube.io/vpn-enabled": "true"}
@@ -96,7 +94,6 @@ async def test_an_accepted_key_is_the_message_and_is_written_once(world: World) 
     written = await world.conditions("a")
     assert shown(written, "KeyAccepted") == ("True", "Accepted", KEY)
     assert shown(written, "Ready") == ("True", "Ready", READY_MESSAGE)
-    assert "switched off is not noticed" in READY_MESSAGE
     assert await world.conditions("a") is None
 
 
@@ -115,6 +112,39 @@ async def test_an_agent_that_has_not_reported_is_given_time_and_then_named_with_
     assert message.endswith("is its pod running? kubectl -n wirekube-system get pods --field-selector spec.nodeName=a")
     assert world.written.events.count(("a", "AgentNotReported")) == 1
     assert world.again is None
+
+
+async def test_a_silent_agent_is_named_with_the_remedy_and_is_forgiven_when_it_renews(world: World) -> None:
+    world.put("a", KEY, ready=True)
+    await world.conditions("a")
+    world.quiet = True
+    status, reason, message = shown(await world.conditions("a"), "Ready")
+    assert (status, reason) == ("False", "AgentSilent")
+    assert message.endswith("kubectl -n wirekube-system get pods --field-selector spec.nodeName=a")
+    world.quiet = None  # a new operator, which knows no better than what is shown
+    world.restart()
+    assert await world.conditions("a") is None
+    world.quiet = False
+    assert shown(await world.conditions("a"), "Ready")[:2] == ("True", "Ready")
+    assert [reason for _, reason in world.written.events if reason != "Accepted"] == ["Ready", "AgentSilent", "Ready"]
+
+
+async def test_an_agent_that_never_reported_is_not_called_silent(world: World) -> None:
+    world.put("a", KEY)
+    world.quiet = True
+    assert shown(await world.conditions("a"), "Ready")[1] == "AgentNotReported"
+
+
+@pytest.mark.parametrize("key", [None, KEY, "short"])
+async def test_all_conditions_are_there_from_the_first_visit_on_with_reason_message_and_generation(
+    world: World, key: str | None
+) -> None:
+    ((event,),) = (world.put("a", key),)
+    world.peers.put(event.new | {"metadata": event.new["metadata"] | {"generation": 3}})
+    written = await world.conditions("a")
+    assert [each["type"] for each in written] == list(OWNED)
+    assert all(each["reason"] and each["message"] and each["observedGeneration"] == 3 for each in written)
+    assert ("a", "NotRequested") not in world.written.events
 
 
 async def test_a_data_plane_that_fails_before_there_is_a_key_is_what_ready_says(world: World) -> None:
@@ -197,19 +227,19 @@ async def test_a_network_of_an_older_peer_is_named(world: World) -> None:
     assert "the Peer old" in message
 
 
-async def test_a_condition_without_a_cause_goes(world: World) -> None:
+async def test_a_condition_without_a_cause_says_so(world: World) -> None:
     world.put("a", KEY)
     world.node("a", annotations={"wirekube.io/endpoint": "nonsense"})
     assert shown(await world.conditions("a"), "EndpointAccepted")[0] == "False"
     world.node("a", resourceVersion="2")
-    assert find_condition(await world.conditions("a"), "EndpointAccepted") is None
+    assert shown(await world.conditions("a"), "EndpointAccepted")[:2] == ("True", "NotRequested")
 
 
 async def test_a_malformed_peer_loses_its_acceptance(world: World) -> None:
     world.put("a", "short")
     written = await world.conditions("a")
-    assert shown(written, "Ready")[1] == "Malformed"
-    assert find_condition(written, "KeyAccepted") is None
+    assert shown(written, "Ready")[:2] == ("False", "Malformed")
+    assert shown(written, "KeyAccepted")[:2] == ("Unknown", "Malformed")
 
 
 async def test_a_node_that_appears_inside_a_network_concerns_who_announces_it(world: World) -> None:

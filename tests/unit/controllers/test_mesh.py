@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from wirekube.controllers.liveness import Census
 from wirekube.controllers.main import ConfigError, from_environment
 from wirekube.controllers.mesh import MeshReconciler, node_to_mesh
 from wirekube.controllers.relays import LookupFailed, RelayResolver
 from wirekube.runtime.conditions import find_condition
+from wirekube.runtime.errors import Unavailable
 from wirekube.runtime.store import Event, Store
 
 KEY = ("", "default")
@@ -19,6 +21,7 @@ KEY = ("", "default")
 class World:
     def __init__(self, written: Any) -> None:
         self.now, self.lookups, self.answer = 0.0, 0, ["192.0.2.7:3478"]
+        self.census: Census | None = None
         self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
         self.reconciler = MeshReconciler(
             written,
@@ -26,6 +29,7 @@ class World:
             self.meshes,
             self.peers,
             written,
+            lambda: self.census,
             relays=RelayResolver(self.look_up, lambda: self.now),
             clock=lambda: self.now,
         )
@@ -64,6 +68,44 @@ def reason(status: Any, type: str) -> str:
 
 
 RELAY = {"provider": "external", "external": {"endpoint": "relay.example.com:3478"}}
+
+
+async def test_while_most_agents_are_silent_the_mesh_says_so_once_and_is_not_ready(world: World) -> None:
+    world.put()
+    assert reason(await world.status(), "AgentsReporting") == "Unknown NoAgents"
+    world.census = Census(total=2, silent=0, alive=2)
+    assert reason(await world.status(), "AgentsReporting") == "True AgentsReport"
+    world.census = Census(total=3, silent=0, alive=3)
+    assert await world.status() is None
+    world.census = Census(total=3, silent=2, alive=1)
+    status = await world.status()
+    assert reason(status, "AgentsReporting") == reason(status, "Ready") == "False MostAgentsSilent"
+    found = find_condition(status["conditions"], "AgentsReporting")
+    assert found is not None
+    assert found["message"].startswith("2 of 3 agents")
+    for unknown in (None, Census(total=3, silent=0, alive=0)):  # a new operator leaves what is shown
+        world.census = unknown
+        assert await world.status() is None
+    world.census = Census(total=3, silent=1, alive=2)
+    status = await world.status()
+    assert (reason(status, "AgentsReporting"), reason(status, "Ready")) == ("True AgentsReport", "True Ready")
+    world.census = Census()
+    assert reason(await world.status(), "AgentsReporting") == "Unknown NoAgents"
+    told = [each for _, each in world.written.events if "Agents" in each]
+    assert told.count("MostAgentsSilent") == 2, "once for the condition and once for Ready"
+
+
+async def test_before_the_cluster_can_be_read_all_conditions_are_unknown(world: World) -> None:
+    world.put()
+    world.written.failure = Unavailable(0, "connection refused")
+    with pytest.raises(Unavailable):
+        await world.status()
+    ((_, body),) = world.written.calls
+    conditions = body["status"]["conditions"]
+    assert [each["type"] for each in conditions] == ["AddressesReady", "RelayReady", "AgentsReporting", "Ready"]
+    assert {(each["status"], each["reason"]) for each in conditions} == {("Unknown", "ClusterNotRead")}
+    world.written.failure = None
+    assert reason(await world.status(), "Ready") == "True Ready"
 
 
 async def test_ranges_are_chosen_once_and_avoid_service_ranges(world: World) -> None:

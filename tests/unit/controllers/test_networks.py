@@ -9,6 +9,7 @@ import pytest
 
 from wirekube.controllers import networks
 from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
+from wirekube.controllers.liveness import Timing, Tracker
 from wirekube.controllers.networks import internal_addresses, node_to_nodes, pod_cidrs
 from wirekube.controllers.peers import PeerReconciler, add_index, mesh_to_nodes
 from wirekube.runtime.conditions import find_condition
@@ -28,6 +29,9 @@ def node(name: str, *addresses: str, member: bool = True, pods: tuple[str, ...] 
     }
 
 
+NOTHING_ASKED = {field: ("True", "NotRequested", f"the Peer has no {field}") for field in ("nodeAddresses", "podCIDRs")}
+
+
 class World:
     """Both reconcilers over the same stores; what they write is there at once."""
 
@@ -39,7 +43,7 @@ class World:
         stores = self.nodes, self.meshes, self.peers
         self.peer, self.status = (
             PeerReconciler(written, *stores, written),
-            PeerStatusReconciler(written, *stores, written),
+            PeerStatusReconciler(written, *stores, written, Tracker(Timing())),
         )
 
     def mesh(self, routing: Any = None, **status: Any) -> Any:
@@ -107,7 +111,7 @@ async def test_what_the_mesh_asks_for_comes_and_goes(world: World) -> None:
     world.nodes.put(node("a", "192.168.1.5", pods=("10.244.1.0/24",)))
     await world.settle()
     assert world.spec("a").keys() == {"addresses"}
-    assert world.condition("a", "NodeAddressesAccepted") is None
+    assert world.condition("a", "NodeAddressesAccepted") == NOTHING_ASKED["nodeAddresses"]
     world.mesh(BOTH)
     await world.settle()
     assert world.spec("a")["nodeAddresses"] == ["192.168.1.5/32"]
@@ -117,7 +121,8 @@ async def test_what_the_mesh_asks_for_comes_and_goes(world: World) -> None:
     world.mesh({"podCIDRs": False})
     await world.settle()
     assert world.spec("a").keys() == {"addresses"}
-    assert world.condition("a", "NodeAddressesAccepted") is world.condition("a", "PodCIDRsAccepted") is None
+    assert world.condition("a", "NodeAddressesAccepted") == NOTHING_ASKED["nodeAddresses"]
+    assert world.condition("a", "PodCIDRsAccepted") == NOTHING_ASKED["podCIDRs"]
 
 
 async def test_why_an_address_is_left_out_is_said(world: World) -> None:
