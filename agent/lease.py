@@ -70,7 +70,7 @@ def retry_after(failures: int, noise: float) -> float:
         failures: in a row, at least one.
         noise: between 0 and 1; after an outage not all agents come at one moment.
     """
-    longest = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 8))
+    longest: float = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 8))
     return longest * (1 - noise / 4)
 
 
