@@ -6,7 +6,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -16,6 +16,7 @@ _IPV4 = rf"{_BYTE}([.]{_BYTE}){{3}}"
 _IPV6 = "[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){2,7}"
 HOST_PORT = rf"^({_NAME}|\[{_IPV6}\]):{_PORT}$"
 IP_PORT = rf"^({_IPV4}|\[{_IPV6}\]):{_PORT}$"
+QUANTITY = r"^[0-9]+([.][0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 HOST_PREFIX = rf"^({_IPV4}/32|{_IPV6}/128)$"
 
 
@@ -40,6 +41,10 @@ def _network(text: str) -> str:
     if network.prefixlen == 0:
         raise ValueError(f"{text} is a default route, which the mesh never takes")
     return text
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _address(text: str) -> str:
@@ -71,6 +76,13 @@ HostPrefix = Annotated[
 Cidr = Annotated[str, Field(max_length=49, json_schema_extra=_CIDR_RULES)]
 IpAddress = Annotated[str, Field(max_length=45), AfterValidator(_address)]
 NetworkCidr = Annotated[Cidr, AfterValidator(_network)]
+# An amount as pods have it; YAML's `cpu: 2` is a number.
+Quantity = Annotated[
+    str,
+    BeforeValidator(_text),
+    Field(pattern=QUANTITY, max_length=24),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY, "maxLength": 24}),
+]
 
 
 class Model(BaseModel):

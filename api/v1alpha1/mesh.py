@@ -19,6 +19,7 @@ from .base import (
     NetworkCidr,
     Port,
     PublicKey,
+    Quantity,
     by_name,
     rule,
     rules,
@@ -54,8 +55,26 @@ class ExternalRelay(Model):
     """The relay's public key in base64, which wirekube-relay prints when it starts. Without it agents take the key that the relay shows."""
 
 
+class ResourceAmounts(Model):
+    """Amounts of CPU and memory; what is absent is not said to Kubernetes."""
+
+    cpu: Quantity | None = None
+    """CPUs, for example 50m or 2."""
+    memory: Quantity | None = None
+    """Bytes, for example 64Mi."""
+
+
+class Resources(Model):
+    """What a container asks for and may use, as in Kubernetes."""
+
+    requests: ResourceAmounts | None = None
+    """What the scheduler sets aside."""
+    limits: ResourceAmounts | None = None
+    """The most that the container may use."""
+
+
 class ManagedRelay(Model):
-    """A relay that runs in the cluster behind a Service."""
+    """A relay that the operator runs in the cluster behind a Service."""
 
     replicas: Annotated[int, Field(ge=1, le=16)] = 1
     """Number of relay pods."""
@@ -63,6 +82,10 @@ class ManagedRelay(Model):
     """Type of the relay's Service. ClusterIP needs externalIPs on the Service."""
     port: Port = 3478
     """Port of the relay's Service."""
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image of the relay's pods. Absent: that of the operator, so that they are upgraded together."""
+    resources: Resources | None = None
+    """Resources of a relay's container. Absent: requests of 50m CPU and 64Mi, a limit of 512Mi."""
 
 
 class RelaySpec(Model):
@@ -73,7 +96,7 @@ class RelaySpec(Model):
     mode: Literal["auto", "always", "never"] = "auto"
     """auto: direct where possible, relayed where not. always: only relayed. never: only direct."""
     provider: Literal["external", "managed"] | None = None
-    """external: the relay at external.endpoint. managed: a relay in the cluster. Absent: no relay."""
+    """external: the relay at external.endpoint. managed: relays that the operator runs in the cluster. Absent: no relay."""
     handshake_timeout_seconds: Annotated[int, Field(ge=5, le=300)] = 30
     """Seconds without a direct connection until a peer is relayed."""
     direct_retry_interval_seconds: Annotated[int, Field(ge=5, le=3600)] = 120
@@ -129,11 +152,11 @@ class RelayStatus(Model):
     """A relay as agents reach it."""
 
     name: Annotated[str, Field(max_length=260)]
-    """HOST:PORT as configured."""
+    """HOST:PORT as configured, or of the load balancer; a managed relay whose Service has plain addresses is called wirekube-relay."""
     endpoints: Annotated[tuple[IpPort, ...], Field(max_length=16)] = ()
     """IP:PORT of the relay, resolved by the operator."""
     public_key: PublicKey | None = None
-    """The relay's public key in base64, when the Mesh names one."""
+    """The relay's public key in base64, when the Mesh names one or the relay is managed."""
     ready_replicas: Annotated[int, Field(ge=0)] | None = None
     """Relay pods that are ready; absent for an external relay."""
 

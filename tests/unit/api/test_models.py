@@ -37,7 +37,17 @@ def test_defaults() -> None:
 def test_defaults_of_the_managed_relay() -> None:
     managed = mesh(relay={"managed": {}}).spec.relay.managed
     assert managed is not None
-    assert managed.model_dump() == {"replicas": 1, "serviceType": "LoadBalancer", "port": 3478}
+    assert managed.model_dump(exclude_none=True) == {"replicas": 1, "serviceType": "LoadBalancer", "port": 3478}
+
+
+def test_amounts_are_as_in_kubernetes() -> None:
+    managed = mesh(relay={"managed": {"resources": {"limits": {"cpu": 2, "memory": "1.5Gi"}}}}).spec.relay.managed
+    assert managed is not None
+    assert managed.resources is not None
+    assert managed.resources.model_dump(exclude_none=True) == {"limits": {"cpu": "2", "memory": "1.5Gi"}}
+    for wrong in ("2 CPUs", "-1", True, {}):
+        with pytest.raises(ValidationError):
+            mesh(relay={"managed": {"resources": {"limits": {"cpu": wrong}}}})
 
 
 @pytest.mark.parametrize(
@@ -82,11 +92,11 @@ def nodes(schema: Any, path: str = "") -> Any:
 def test_schemas_are_structural_and_every_field_is_explained(crd: dict[str, Any]) -> None:
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     for path, node in nodes(schema):
-        assert "type" in node, path
+        assert "type" in node or node["x-kubernetes-int-or-string"], path
         assert not {"$ref", "anyOf", "title", "const"} & node.keys(), path
         if path.startswith((".spec", ".status")) and not path.endswith("[]"):
             assert node.get("description"), path
-        if node["type"] == "array":
+        if node.get("type") == "array":
             assert "maxItems" in node, path
     assert not [path for path, node in nodes(schema) if path.startswith(".status") and "default" in node]
 
