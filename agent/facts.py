@@ -29,7 +29,7 @@ class RelayFacts:
     """One relay.
 
     Attributes:
-        name: HOST:PORT as configured.
+        name: `host:port`, or the name of a managed relay that has plain addresses.
         endpoints: that the operator resolved.
         public_key: its static key if the Mesh names one.
         replicas: relay processes behind these endpoints, 1 to MOST_REPLICAS.

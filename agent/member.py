@@ -367,8 +367,9 @@ class Member:
         return True
 
     async def _relay_server(self, relay: RelayFacts) -> RelayServer:
-        # The operator's word first, then our own: it may be away when the relay moves.
-        endpoints = dict.fromkeys((*relay.endpoints, *await self._resolver.resolve(relay.name)))
+        # The operator's word first, then our own: it may be away when the relay moves. A managed relay may have no name.
+        own = await self._resolver.resolve(relay.name) if ":" in relay.name else ()
+        endpoints = dict.fromkeys((*relay.endpoints, *own))
         key = relay.public_key or self._relay_keys.get(relay.name)
         return RelayServer(relay.name, tuple(endpoints), key, relay.replicas)
 

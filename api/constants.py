@@ -13,8 +13,11 @@ LEASE_RENEW_SECONDS: Final = 20.0
 LEASE_STALE_SECONDS: Final = 50.0  # two renewals may fail
 
 LABEL_VPN_ENABLED: Final = f"{GROUP}/vpn-enabled"
+LABEL_RELAY: Final = f"{GROUP}/relay"
 ANNOTATION_ENDPOINT: Final = f"{GROUP}/endpoint"
 ANNOTATION_TRACEPARENT: Final = f"{GROUP}/traceparent"
+
+RELAY_NAME: Final = "wirekube-relay"  # of everything that belongs to the managed relay, also in the Mesh's status
 
 FIELD_MANAGER_OPERATOR: Final = "wirekube-operator"
 FIELD_MANAGER_AGENT: Final = "wirekube-agent"

@@ -13,7 +13,7 @@ from ..api.addresses import Network, summarise
 from ..api.v1alpha1.mesh import MOST_API_SERVERS, MOST_CLUSTER_CIDRS
 from ..runtime.errors import NotFound
 from ..runtime.objects import Kind, Object
-from .kinds import ENDPOINT_SLICE, SERVICE, SERVICE_CIDR
+from .kinds import ENDPOINT_SLICE, SERVICE, SERVICE_CIDR, spec_of
 from .nodes import networks, node_addresses, pod_ranges, service_networks
 
 Address = IPv4Address | IPv6Address
@@ -39,10 +39,12 @@ class Services:
     Attributes:
         ranges: Service ranges; on a server without ServiceCIDR objects the address of the Service `kubernetes`.
         api_servers: addresses behind that Service, sorted.
+        api_ports: TCP ports of the API server, of the Service and behind it, sorted.
     """
 
     ranges: tuple[Network, ...]
     api_servers: tuple[str, ...]
+    api_ports: tuple[int, ...] = ()
 
 
 class ClusterNetworks:
@@ -69,7 +71,9 @@ class ClusterNetworks:
             cidrs = await self._cidrs()
             service = await self._kubernetes(SERVICE)
             slices = await self._kubernetes(ENDPOINT_SLICE)
-            self._services = Services(tuple(service_networks(cidrs, service)), endpoint_addresses(slices))
+            self._services = Services(
+                tuple(service_networks(cidrs, service)), endpoint_addresses(slices), tcp_ports(service, slices)
+            )
             self._due = self._clock() + REFRESH
         return self._services
 
@@ -102,6 +106,14 @@ def endpoint_addresses(found: Object | None) -> tuple[str, ...]:
     listed = [each.get("addresses") for each in entries or [] if isinstance(each, dict)]
     parsed = {ip for texts in listed if isinstance(texts, list) for text in texts if (ip := _address(text)) is not None}
     return tuple(str(ip) for ip in sorted(parsed, key=lambda ip: (ip.version, int(ip)))[:MOST_API_SERVERS])
+
+
+def tcp_ports(service: Object | None, slices: Object | None) -> tuple[int, ...]:
+    """Return the TCP ports of a Service and of the EndpointSlice behind it; 443 without a Service."""
+    listed = (spec_of(service or {}).get("ports"), (slices or {}).get("ports"))
+    entries = [each for part in listed if isinstance(part, list) for each in part if isinstance(each, dict)]
+    found = {each.get("port") for each in entries if each.get("protocol", "TCP") == "TCP"}
+    return tuple(sorted({port for port in found if isinstance(port, int)} | (set() if service else {443})))
 
 
 def _address(text: object) -> Address | None:

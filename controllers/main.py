@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from ..api.constants import NODE_LEASE_NAMESPACE
+from ..api.constants import NAMESPACE, NODE_LEASE_NAMESPACE
 from ..runtime.client import Client
 from ..runtime.controller import Controller
 from ..runtime.errors import ApiError, Misconfigured
@@ -30,6 +30,8 @@ from .liveness import Timing
 from .mesh import MeshReconciler, node_to_mesh, to_mesh
 from .networks import node_to_nodes
 from .peers import PeerReconciler, add_index, mesh_to_nodes
+from .relay.watches import relay_controller, relay_reflectors
+from .relays import RelayResolver
 from .slices import SliceReconciler
 
 log = get_logger("operator")
@@ -53,15 +55,19 @@ class Config:
         kubeconfig: path of a kubeconfig; None means in-cluster credentials.
         health: address and port of /healthz, /readyz and /metrics.
         log_level: debug, info, warning or error.
+        namespace: of the operator, and of what it makes.
+        relay_image: of managed relays; empty for the operator's own.
     """
 
     kubeconfig: str | None
     health: tuple[str, int]
     log_level: str
+    namespace: str = NAMESPACE
+    relay_image: str = ""
 
 
 def from_environment(environment: Mapping[str, str]) -> Config:
-    """Read KUBECONFIG, WIREKUBE_HEALTH and WIREKUBE_LOG_LEVEL.
+    """Read KUBECONFIG, WIREKUBE_HEALTH, WIREKUBE_LOG_LEVEL, WIREKUBE_NAMESPACE and WIREKUBE_RELAY_IMAGE.
 
     Raises:
         ConfigError: a variable is malformed.
@@ -73,10 +79,18 @@ def from_environment(environment: Mapping[str, str]) -> Config:
     level = environment.get("WIREKUBE_LOG_LEVEL", "info").lower()
     if level not in {"debug", "info", "warning", "error"}:
         raise ConfigError(f"WIREKUBE_LOG_LEVEL={level!r} must be debug, info, warning or error")
-    return Config(environment.get("KUBECONFIG") or None, (host.strip("[]"), int(port)), level)
+    return Config(
+        environment.get("KUBECONFIG") or None,
+        (host.strip("[]"), int(port)),
+        level,
+        environment.get("WIREKUBE_NAMESPACE") or NAMESPACE,
+        environment.get("WIREKUBE_RELAY_IMAGE", ""),
+    )
 
 
-def build(client: Client, telemetry: Telemetry, health: HealthServer | None, timing: Timing | None = None) -> Manager:
+def build(
+    client: Client, telemetry: Telemetry, health: HealthServer | None, config: Config, timing: Timing | None = None
+) -> Manager:
     """Put the operator together; `timing` is that of the agents' Leases."""
     meshes = Reflector(client, MESH, resync=RESYNC, telemetry=telemetry)
     peers = Reflector(client, PEER, resync=RESYNC, telemetry=telemetry)
@@ -103,7 +117,11 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None, tim
     status_controller.watches(nodes, node_to_nodes(nodes.store))
     status_controller.watches(meshes, mesh_to_peers(peers.store))
 
-    mesh_reconciler = MeshReconciler(client, *stores, events, lambda: leases.census)
+    relay = relay_reflectors(client, telemetry, config.namespace)
+    view = relay.view(nodes.store)
+    mesh_reconciler = MeshReconciler(
+        client, *stores, events, lambda: leases.census, relays=RelayResolver(seen=view.seen)
+    )
     mesh_controller = Controller("mesh", mesh_reconciler, telemetry=telemetry)
     mesh_controller.watches(meshes)
     mesh_controller.watches(peers, to_mesh)
@@ -116,10 +134,12 @@ def build(client: Client, telemetry: Telemetry, health: HealthServer | None, tim
     slice_controller.watches(slices, slicer.slice_to_slices)
 
     leases.tell(status_controller.enqueue, mesh_controller.enqueue)
+    relays = relay_controller(client, telemetry, relay, view, meshes, nodes, mesh_controller, config.relay_image)
+
     manager = Manager(telemetry, health)
-    for reflector in (meshes, peers, nodes, slices, held):
+    for reflector in (meshes, peers, nodes, slices, held, *relay.all()):
         manager.add_reflector(reflector)
-    for controller in (node_controller, status_controller, mesh_controller, slice_controller):
+    for controller in (node_controller, status_controller, mesh_controller, slice_controller, relays):
         manager.add_controller(controller)
     manager.add("events", events)
     manager.add("leases", leases)
@@ -139,7 +159,7 @@ async def run(config: Config, telemetry: Telemetry) -> None:
         return
     log.info("started", server=client.server)
     try:
-        await build(client, telemetry, HealthServer(config.health, telemetry)).run()
+        await build(client, telemetry, HealthServer(config.health, telemetry), config).run()
     finally:
         with anyio.CancelScope(shield=True):
             await client.close()

@@ -26,7 +26,9 @@ from .kinds import MESH, MESH_KEY, conditions_of, generation_of, now_iso, spec_o
 from .liveness import Census
 from .nodes import node_networks
 from .readiness import AGENTS_REPORTING, READY, judge_agents
-from .relays import RELAY_READY, RelayResolver
+from .relay.addresses import node_address
+from .relay.state import RELAY_READY
+from .relays import RelayResolver
 from .verdicts import Verdict, conditions, transitions
 
 ADDRESSES_READY = "AddressesReady"
@@ -35,6 +37,7 @@ RANGES_RETRY = 30.0
 # Many Nodes that join make many of these, and none is urgent.
 _COUNTS = frozenset({"peers", "readyPeers", "clusterCIDRs"})
 _NO_RELAY_WANTED = frozenset({"Disabled", "NotConfigured"})
+_EXPECTED = _NO_RELAY_WANTED | {"RelayStarting"}
 
 
 class MeshClient(Reader, Protocol):
@@ -140,7 +143,7 @@ class MeshReconciler:
             return Result()
         self._written = self._clock()
         for news in transitions(obj, verdicts):
-            normal = news.status == "True" or news.reason in _NO_RELAY_WANTED
+            normal = news.status == "True" or news.reason in _EXPECTED
             self._events.event(
                 obj, "Normal" if normal else "Warning", news.reason, f"Judge{news.type}", news.message or news.type
             )
@@ -198,7 +201,7 @@ def undecided(reason: str, message: str, ready: Verdict | None = None) -> list[V
 
 
 def node_to_mesh(event: Event) -> tuple[Key, ...]:
-    """Map a Node to the Mesh when its addresses or pod ranges are other ones than before."""
+    """Map a Node to the Mesh when its addresses, where a relay is reached on it, or its pod ranges are other ones."""
     old, new = (_places(obj) for obj in (event.old, event.new))
     return (MESH_KEY,) if old != new else ()
 
@@ -207,7 +210,7 @@ def _places(node: Object | None) -> object:
     if node is None:
         return None
     spec = spec_of(node)
-    return status_of(node).get("addresses"), spec.get("podCIDRs"), spec.get("podCIDR")
+    return status_of(node).get("addresses"), spec.get("podCIDRs"), spec.get("podCIDR"), node_address(node)
 
 
 def to_mesh(_event: Event) -> tuple[Key]:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The relays of the Mesh, with the addresses of their names."""
+"""The relays of the Mesh, external or managed, with the addresses of their names."""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import anyio
 
 from ..api.v1alpha1 import RelaySpec
 from ..wire.endpoint import Endpoint
+from .relay.state import RELAY_READY, Managed, Seen, managed, name_of, nothing_seen
 from .verdicts import Verdict
 
-RELAY_READY = "RelayReady"
 REFRESH = 300.0  # seconds until a name is resolved again
 RETRY = 15.0  # the same, after a failure
 TIMEOUT = 5.0
@@ -65,11 +65,23 @@ async def look_up(host: str, port: int) -> list[str]:
 
 
 class RelayResolver:
-    """Resolves the relay of a Mesh; answers are kept for a while, and beyond when the name cannot be resolved again."""
+    """Resolves the relay of a Mesh; answers are kept for a while, and beyond when the name cannot be resolved again.
 
-    def __init__(self, lookup: Lookup = look_up, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        lookup: resolves a name.
+        clock: monotonic seconds.
+        seen: returns the objects of the managed relay.
+    """
+
+    def __init__(
+        self,
+        lookup: Lookup = look_up,
+        clock: Callable[[], float] = time.monotonic,
+        seen: Callable[[], Seen] = nothing_seen,
+    ) -> None:
         self._lookup = lookup
         self._clock = clock
+        self._seen = seen
         self._answers: dict[str, _Answer] = {}
 
     async def resolve(self, relay: RelaySpec, published: list[dict[str, Any]]) -> Relays:
@@ -84,12 +96,12 @@ class RelayResolver:
         if relay.provider is None:
             return Relays([], Verdict(RELAY_READY, "False", "NotConfigured", "relay.provider is not set"))
         if relay.provider == "managed":
-            message = "this version does not run relays itself: run wirekube-relay and use the provider external"
-            return Relays([], Verdict(RELAY_READY, "False", "ManagedRelayNotReconciled", message))
+            return await self._managed(published)
         if relay.external is None:
             return Relays([], Verdict(RELAY_READY, "False", "EndpointMissing", "relay.external.endpoint is not set"))
         name = relay.external.endpoint
         answer = await self._answer(name, published)
+        self._keep([name])
         entry: dict[str, Any] = {"name": name, "endpoints": answer.endpoints}
         if relay.external.public_key is not None:
             entry["publicKey"] = relay.external.public_key
@@ -110,8 +122,23 @@ class RelayResolver:
         except LookupFailed as error:
             old = known.endpoints if known else _published(name, published)
             answer = _Answer(old, str(error), self._clock() + RETRY)
-        self._answers = {name: answer}
+        self._answers[name] = answer
         return answer
+
+    def _keep(self, names: Iterable[str]) -> None:
+        self._answers = {name: answer for name, answer in self._answers.items() if name in names}
+
+    async def _managed(self, published: list[dict[str, Any]]) -> Relays:
+        """Return the managed relay: one entry with all its addresses, once a relay has said what its key is."""
+        state = managed(self._seen(), published)
+        answers = [await self._answer(name, published) for name in state.reach.names]
+        self._keep(state.reach.names)
+        found = dict.fromkeys([*state.reach.endpoints, *(each for answer in answers for each in answer.endpoints)])
+        endpoints = list(found)[:MOST_ENDPOINTS]
+        entry = {"name": name_of(state.reach), "endpoints": endpoints, "publicKey": state.key}
+        entries = [entry | {"readyReplicas": state.reach.ready}] if endpoints and state.key else []
+        again = min((max(0.1, each.expires - self._clock()) for each in answers), default=None)
+        return Relays(entries, state.problem or _managed_verdict(state, answers, endpoints), again)
 
 
 def _literal(name: str) -> Endpoint | None:
@@ -131,3 +158,11 @@ def _verdict(name: str, answer: _Answer) -> Verdict:
     if answer.error:
         return Verdict(RELAY_READY, "True", "UsingLastAddresses", f"{answer.error}; the last addresses stay in use")
     return Verdict(RELAY_READY, "True", "Resolved", f"agents use the relay {name}")
+
+
+def _managed_verdict(state: Managed, answers: list[_Answer], endpoints: list[str]) -> Verdict:
+    error = next((each.error for each in answers if each.error), "")
+    if error or not endpoints:
+        return _verdict(name_of(state.reach), _Answer(endpoints, error, 0.0))
+    ready = "1 relay is" if state.reach.ready == 1 else f"{state.reach.ready} relays are"
+    return Verdict(RELAY_READY, "True", "Resolved", f"{ready} ready, reached at {', '.join(endpoints)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a relay in a cluster asks of the API server: who is admitted, and its own private key.
+"""What a relay in a cluster asks of the API server: who is admitted, its own private key, a place for the public one.
 
 All of it runs in a thread with an event loop of its own, so that the thread that passes packets never waits for it.
 What the loop sees goes through a queue that the relay's thread empties twice a second.
@@ -37,6 +37,9 @@ log = get_logger("relay")
 
 PEER: Final = Kind(GROUP_VERSION, "wirekubepeers", "WireKubePeer")
 SECRET: Final = Kind("v1", "secrets", "Secret", namespaced=True)
+CONFIG_MAP: Final = Kind("v1", "configmaps", "ConfigMap", namespaced=True)
+PUBLIC_FIELD: Final = "publicKey"
+REPUBLISH: Final = 30.0  # seconds; a ConfigMap that was lost and made anew is empty
 FIELD: Final = "private-key"
 FIELD_MANAGER: Final = "wirekube-relay"
 LONGEST_PAUSE: Final = 5.0  # seconds; a server that answers again is used soon
@@ -67,6 +70,15 @@ class Cluster:
             ClusterError: the Secret holds something else.
         """
         return self._portal.call(private_key, self._client, namespace, name)
+
+    @contextlib.contextmanager
+    def published(self, public: bytes, namespace: str, name: str) -> Iterator[None]:
+        """Keep the public key in the ConfigMap while the context lasts; nothing waits for it."""
+        task = self._portal.start_task_soon(publish, self._client, namespace, name, public)
+        try:
+            yield
+        finally:
+            task.cancel()
 
     @contextlib.contextmanager
     def peers(self) -> Iterator[PeersAdmission]:
@@ -116,6 +128,26 @@ async def private_key(client: Verbs, namespace: str, name: str) -> bytes:
     return await _persist(
         lambda: _read_or_make(client, namespace, name), f"cannot use the Secret {namespace}/{name} yet"
     )
+
+
+async def publish(client: Verbs, namespace: str, name: str, public: bytes) -> None:
+    """Put the public key into the ConfigMap, and again whenever it is gone; until cancelled.
+
+    Another key is replaced once, at the start: relays whose Secret was exchanged in between must not argue.
+    """
+    text, said = base64.b64encode(public).decode(), f"cannot use the ConfigMap {namespace}/{name} yet"
+    await _persist(lambda: _publish(client, namespace, name, text, replace=True), said)
+    log.info("published the public key", config_map=f"{namespace}/{name}")
+    while True:
+        await anyio.sleep(REPUBLISH)
+        await _persist(lambda: _publish(client, namespace, name, text, replace=False), said)
+
+
+async def _publish(client: Verbs, namespace: str, name: str, text: str, *, replace: bool) -> None:
+    found = ((await client.get(CONFIG_MAP, name, namespace)).get("data") or {}).get(PUBLIC_FIELD)
+    if not found or (replace and found != text):
+        body = {"data": {PUBLIC_FIELD: text}}
+        await client.patch(CONFIG_MAP, name, body, namespace=namespace, field_manager=FIELD_MANAGER)
 
 
 async def _read_or_make(client: Verbs, namespace: str, name: str) -> bytes:

@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument(
         "--key-secret", type=_name, metavar="NAMESPACE/NAME", help="Secret with the private key; filled when empty"
     )
+    parser.add_argument(
+        "--publish-key", type=_name, metavar="NAMESPACE/NAME", help="ConfigMap that gets the public key"
+    )
     parser.add_argument("--allow-key", type=Path, metavar="FILE", help="admitted public keys, one a line")
     parser.add_argument("--allow-peers", action="store_true", help="admit the accepted keys of the cluster's Peers")
     parser.add_argument("--open", action="store_true", help="admit every key")
@@ -99,16 +102,20 @@ def _serve(options: argparse.Namespace, telemetry: Telemetry, stack: contextlib.
         health.add_check("relay", lambda: None if serving.is_set() else "not serving yet")
         health.start()
         stack.callback(health.close)
-    cluster = _cluster(telemetry, stack) if options.key_secret or options.allow_peers else None
+    asked = options.key_secret or options.publish_key or options.allow_peers
+    cluster = _cluster(telemetry, stack) if asked else None
     private = (
         cluster.private_key(*options.key_secret) if cluster and options.key_secret else load_or_create(options.key)
     )
+    public = wire.public_key(private)
+    if cluster is not None and options.publish_key:
+        stack.enter_context(cluster.published(public, *options.publish_key))
     admission, poll = _admission(options, cluster, health, stack)
     server = RelayServer(private, options.listen, admission, stun=options.stun, poll=poll, tracer=telemetry.tracer)
     export(telemetry.meter, server.counters)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    _say(f"relay public key: {base64.b64encode(wire.public_key(private)).decode()}")
+    _say(f"relay public key: {base64.b64encode(public).decode()}")
     _say(f"listening on {server.address}" + (f", STUN on {server.stun_address}" if server.stun_address else ""))
     if health is not None:
         health.add_check("turns", lambda: "no turn for long" if server.silence() > STUCK_SECONDS else None, "live")

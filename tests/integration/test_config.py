@@ -28,7 +28,7 @@ def rendered(control_plane: Any) -> dict[str, Any]:
     return {f"{each['kind']}/{each['metadata']['name']}": each for each in yaml.safe_load_all(text)}
 
 
-WORKLOADS = ("DaemonSet/wirekube-agent", "Deployment/wirekube-operator", "Deployment/wirekube-relay")
+WORKLOADS = ("DaemonSet/wirekube-agent", "Deployment/wirekube-operator")
 
 
 def pod_of(rendered: dict[str, Any], workload: str, namespace: str = "wirekube-system") -> Any:
@@ -45,17 +45,6 @@ def containers_of(rendered: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_the_pods_are_admitted(cluster: Any, rendered: dict[str, Any], workload: str) -> None:
     cluster.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(pod_of(rendered, workload)))
-
-
-def test_the_relay_is_admitted_where_pods_are_restricted(cluster: Any, rendered: dict[str, Any]) -> None:
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "strict", "labels": labels}}
-    cluster.kubectl("apply", "-f", "-", input=json.dumps(namespace))
-    pod = pod_of(rendered, "Deployment/wirekube-relay", "strict")
-    create = ("create", "--dry-run=server", "-f", "-")
-    cluster.kubectl(*create, input=json.dumps(pod))
-    loose = pod | {"spec": pod["spec"] | {"hostNetwork": True}}
-    assert "PodSecurity" in cluster.kubectl(*create, input=json.dumps(loose), check=False).stderr
 
 
 def test_applied_again_nothing_changes(cluster: Any) -> None:
@@ -76,7 +65,6 @@ def test_a_client_side_apply_of_everything_is_accepted(cluster: Any) -> None:
         ("agent", ["NET_ADMIN", "SYS_MODULE"]),
         ("wireguard", ["NET_ADMIN"]),
         ("operator", []),
-        ("relay", []),
     ],
 )
 def test_capabilities(rendered: dict[str, Any], name: str, capabilities: list[str]) -> None:
@@ -109,7 +97,7 @@ def test_only_the_agent_itself_gets_its_token_and_only_the_helper_needs_no_more_
 
 def test_manifests_name_no_version_of_an_image_themselves(rendered: dict[str, Any]) -> None:
     images = {name: each["image"] for name, each in containers_of(rendered).items()}
-    ours = dict.fromkeys(("cleanup", "agent", "operator", "relay"), "wirekube:dev")
+    ours = dict.fromkeys(("cleanup", "agent", "operator"), "wirekube:dev")
     assert images == ours | {"wireguard": "wirekube-wireguard:dev"}
     named = [path.name for path in ROOT.glob("config/*/*.yaml") if "wirekube:" in path.read_text()]
     assert named == []
@@ -135,23 +123,6 @@ def test_pods_on_one_host_listen_on_ports_of_their_own_and_on_loopback_only(rend
             assert {probe["host"] for probe in probes} <= {"127.0.0.1"}
             asked |= {(each["name"], probe["port"]) for probe in probes}
     assert asked == {("agent", 9586), ("operator", 9585)}
-
-
-def test_the_relay_stands_where_nodes_reach_it_and_keeps_no_volume(rendered: dict[str, Any]) -> None:
-    spec = rendered["Deployment/wirekube-relay"]["spec"]["template"]["spec"]
-    terms = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert [each["matchExpressions"][0]["key"] for each in terms] == [
-        "wirekube.io/relay",
-        "node-role.kubernetes.io/control-plane",
-    ]
-    assert not spec.get("hostNetwork")
-    assert (spec["securityContext"]["runAsNonRoot"], spec["securityContext"]["runAsUser"]) == (True, 65532)
-    assert [each for each in spec["volumes"] if "emptyDir" not in each] == []
-    service = rendered["Service/wirekube-relay"]["spec"]
-    assert (service["type"], service["externalTrafficPolicy"]) == ("LoadBalancer", "Local")
-    assert [(each["port"], each["protocol"]) for each in service["ports"]] == [(3478, "TCP"), (3478, "UDP")]
-    assert "data" not in rendered["Secret/wirekube-relay"]
-    assert not any(each.startswith("PersistentVolumeClaim") for each in rendered)
 
 
 def test_the_sample_is_a_valid_mesh(cluster: Any) -> None:
@@ -182,13 +153,12 @@ def test_the_sample_is_a_valid_mesh(cluster: Any) -> None:
         ("operator", "get", "endpointslices.discovery.k8s.io/kubernetes", True),
         ("operator", "get", "endpointslices.discovery.k8s.io/other", False),
         ("operator", "get", "secrets", False),
+        ("operator", "create", "clusterrolebindings.rbac.authorization.k8s.io", False),
+        ("operator", "patch", "clusterroles.rbac.authorization.k8s.io/wirekube-relay", False),
+        ("operator", "bind", "clusterroles.rbac.authorization.k8s.io/wirekube-relay", True),
+        ("operator", "bind", "clusterroles.rbac.authorization.k8s.io/cluster-admin", False),
+        ("operator", "escalate", "clusterroles.rbac.authorization.k8s.io/wirekube-relay", False),
         ("operator", "create", "pods", False),
-        ("relay", "watch", "wirekubepeers.wirekube.io", True),
-        ("relay", "patch", "wirekubepeers.wirekube.io", False),
-        ("relay", "patch", "wirekubepeers.wirekube.io/status", False),
-        ("relay", "get", "wirekubemeshes.wirekube.io", False),
-        ("relay", "get", "secrets", False),
-        ("relay", "get", "pods", False),
     ],
 )
 def test_rights(cluster: Any, who: str, verb: str, what: str, allowed: bool) -> None:
@@ -197,6 +167,18 @@ def test_rights(cluster: Any, who: str, verb: str, what: str, allowed: bool) -> 
     if subresource:
         arguments.append(f"--subresource={subresource}")
     assert cluster.kubectl(*arguments, check=False).stdout.strip() == ("yes" if allowed else "no")
+
+
+WRITES = ("watch", "create", "patch", "delete")
+OF_THE_RELAY = (
+    "configmaps",
+    "serviceaccounts",
+    "services",
+    "deployments.apps",
+    "networkpolicies.networking.k8s.io",
+    "poddisruptionbudgets.policy",
+    "rolebindings.rbac.authorization.k8s.io",
+)
 
 
 @pytest.mark.parametrize(
@@ -224,15 +206,43 @@ def test_leases_of_agents_are_renewed_by_agents_and_cleared_away_by_the_operator
 @pytest.mark.parametrize(
     ("verb", "secret", "allowed"),
     [
-        ("get", "wirekube-relay", True),
-        ("patch", "wirekube-relay", True),
-        ("update", "wirekube-relay", False),
-        ("delete", "wirekube-relay", False),
-        ("get", "another", False),
+        ("create", "", True),
+        ("delete", "wirekube-relay", True),
+        ("delete", "another", False),
+        ("get", "wirekube-relay", False),
         ("list", "", False),
+        ("watch", "", False),
+        ("patch", "wirekube-relay", False),
+        ("update", "wirekube-relay", False),
     ],
 )
-def test_the_relay_may_use_its_own_secret_only(cluster: Any, verb: str, secret: str, allowed: bool) -> None:
-    what = f"secrets/{secret}" if secret else "secrets"
-    arguments = ("auth", "can-i", verb, what, "-n", "wirekube-system", f"--as={ACCOUNT}relay")
-    assert cluster.kubectl(*arguments, check=False).stdout.strip() == ("yes" if allowed else "no")
+def test_the_operator_makes_the_relays_secret_and_cannot_read_it(
+    cluster: Any, verb: str, secret: str, allowed: bool
+) -> None:
+    assert may(cluster, "operator", verb, f"secrets/{secret}" if secret else "secrets") is allowed
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "allowed"),
+    [
+        *((verb, f"{kind}/wirekube-relay", True) for verb in WRITES for kind in OF_THE_RELAY),
+        *((verb, f"{kind}/another", False) for verb in WRITES for kind in OF_THE_RELAY),
+        *((verb, kind, False) for verb in ("list", "create", "deletecollection") for kind in OF_THE_RELAY),
+        ("get", "deployments.apps/wirekube-operator", True),
+        ("patch", "deployments.apps/wirekube-operator", False),
+        ("watch", "endpointslices.discovery.k8s.io", True),
+        ("patch", "endpointslices.discovery.k8s.io", False),
+        ("bind", "roles.rbac.authorization.k8s.io/wirekube-relay", True),
+        ("bind", "roles.rbac.authorization.k8s.io/another", False),
+        ("patch", "roles.rbac.authorization.k8s.io/wirekube-relay", False),
+        ("create", "pods", False),
+        ("create", "serviceaccounts/token", False),
+    ],
+)
+def test_the_operator_may_write_the_relays_objects_by_name(cluster: Any, verb: str, what: str, allowed: bool) -> None:
+    assert may(cluster, "operator", verb, what) is allowed
+
+
+def may(cluster: Any, who: str, verb: str, what: str, namespace: str = "wirekube-system") -> bool:
+    arguments = ("auth", "can-i", verb, what, "-n", namespace, f"--as={ACCOUNT}{who}")
+    return str(cluster.kubectl(*arguments, check=False).stdout).strip() == "yes"

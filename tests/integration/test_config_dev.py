@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-OPERATOR, AGENT, RELAY = "Deployment/wirekube-operator", "DaemonSet/wirekube-agent", "Deployment/wirekube-relay"
-SERVICE = "Service/wirekube-relay"
+OPERATOR, AGENT = "Deployment/wirekube-operator", "DaemonSet/wirekube-agent"
 POD = "spec.template.spec"
 
 
@@ -29,7 +28,7 @@ def relaxed(workload: str, role: str) -> dict[tuple[str, str], Any]:
 
 
 def owner(workload: str) -> dict[tuple[str, str], Any]:
-    """Return what may differ where the operator and the relay are not root otherwise."""
+    """Return what may differ where the operator is not root otherwise."""
     context = f"{POD}.securityContext"
     return {
         (workload, f"{context}.runAsNonRoot"): False,
@@ -41,13 +40,8 @@ def owner(workload: str) -> dict[tuple[str, str], Any]:
 EXPECTED = (
     relaxed(OPERATOR, "operator")
     | relaxed(AGENT, "agent")
-    | relaxed(RELAY, "relay")
     | owner(OPERATOR)
-    | owner(RELAY)
-    | {
-        (AGENT, "spec.updateStrategy.rollingUpdate.maxUnavailable"): "100%",
-        (SERVICE, "spec.ports.relay.nodePort"): 30478,
-    }
+    | {(AGENT, "spec.updateStrategy.rollingUpdate.maxUnavailable"): "100%"}
 )
 
 
@@ -81,7 +75,7 @@ def test_nothing_else_is_relaxed(rendered: dict[str, Any]) -> None:
     default, dev = rendered["default"], rendered["dev"]
     found = {(name, path): new for name, old in default.items() for path, new in changes(old, dev.get(name))}
     volumes = [each for each in found if each[1] == f"{POD}.volumes.dev"]
-    assert sorted(workload for workload, _ in volumes) == sorted([OPERATOR, AGENT, RELAY])
+    assert sorted(workload for workload, _ in volumes) == sorted([OPERATOR, AGENT])
     assert {each: new for each, new in found.items() if each not in volumes} == EXPECTED
 
 
@@ -90,12 +84,10 @@ def test_a_mesh_and_the_script_are_added(rendered: dict[str, Any]) -> None:
     mesh = added.pop("WireKubeMesh/default")
     (script,) = added.values()
     assert script["data"] == {"reload.sh": (CONFIG / "dev/reload.sh").read_text()}
-    for workload in (OPERATOR, AGENT, RELAY):
+    for workload in (OPERATOR, AGENT):
         volumes = {each["name"]: each for each in rendered["dev"][workload]["spec"]["template"]["spec"]["volumes"]}
         assert volumes["dev"]["configMap"]["name"] == script["metadata"]["name"]
-    port = next(each for each in rendered["dev"][SERVICE]["spec"]["ports"] if each["name"] == "relay")
-    assert port["protocol"] == "TCP"
-    assert mesh["spec"]["relay"]["external"]["endpoint"].endswith(f":{port['nodePort']}")
+    assert mesh["spec"]["relay"]["provider"] == "managed"
 
 
 def test_the_api_server_accepts_it(control_plane: Any, rendered: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"
 BASE = "wirekube-base:test"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-WORKLOADS = {"wirekube-operator", "wirekube-agent", "wirekube-relay"}
+WORKLOADS = {"wirekube-operator", "wirekube-agent"}
 
 Call = dict[str, Any]
 
@@ -28,8 +28,7 @@ Call = dict[str, Any]
 class Tilt:
     """Tilt's functions, as far as the Tiltfile uses them; a Blob is a string here."""
 
-    def __init__(self, context: str = "kind-wirekube") -> None:
-        self.context = context
+    def __init__(self) -> None:
         self.commands: list[list[str]] = []
         self.images: dict[str, Call] = {}
         self.resources: dict[str, Call] = {}
@@ -48,9 +47,6 @@ class Tilt:
 
     def allow_k8s_contexts(self, contexts: str | list[str]) -> None:
         self.allowed += [contexts] if isinstance(contexts, str) else contexts
-
-    def k8s_context(self) -> str:
-        return self.context
 
     def local(
         self,
@@ -102,9 +98,6 @@ class Tilt:
     def kustomize(self, pathToDir: str, kustomize_bin: str = "", flags: list[str] | None = None) -> str:  # noqa: N803
         assert (ROOT / pathToDir / "kustomization.yaml").is_file()
         return (ROOT / pathToDir / "mesh.yaml").read_text()
-
-    def blob(self, contents: str) -> str:
-        return contents
 
     def k8s_yaml(self, yaml: str, allow_duplicates: bool = False) -> None:
         self.applied += yaml
@@ -235,7 +228,7 @@ def test_the_process_is_restarted_after_the_files_are_there(tilt: Tilt):
     assert last["step"] == "run"
     shell, script, action = last["cmd"]
     assert (shell, action) == ("sh", "restart")
-    for role in ("operator", "agent", "relay"):
+    for role in ("operator", "agent"):
         patch = documents(f"dev/{role}.yaml")[0]["spec"]["template"]["spec"]["containers"][-1]
         assert patch["command"] == ["sh", script, "run", f"wirekube-{role}"]
         assert patch["volumeMounts"][0]["mountPath"] == str(Path(script).parent)
@@ -244,7 +237,7 @@ def test_the_process_is_restarted_after_the_files_are_there(tilt: Tilt):
 def test_every_workload_has_a_resource(tilt: Tilt):
     there = {
         each["metadata"]["name"]
-        for path in ("operator/deployment.yaml", "agent/daemonset.yaml", "relay/relay.yaml")
+        for path in ("operator/deployment.yaml", "agent/daemonset.yaml")
         for each in documents(path)
         if each["kind"] in ("Deployment", "DaemonSet")
     }
@@ -254,14 +247,9 @@ def test_every_workload_has_a_resource(tilt: Tilt):
 def probed(workload: str) -> int:
     """Return the port at which the kubelet asks for a workload's health."""
     path = {"wirekube-operator": "operator/deployment.yaml", "wirekube-agent": "agent/daemonset.yaml"}
-    found = next(
-        each
-        for each in documents(path.get(workload, "relay/relay.yaml"))
-        if each["kind"] in ("Deployment", "DaemonSet")
-    )
+    found = next(each for each in documents(path[workload]) if each["kind"] in ("Deployment", "DaemonSet"))
     container = next(each for each in found["spec"]["template"]["spec"]["containers"] if "readinessProbe" in each)
-    port = container["readinessProbe"]["httpGet"]["port"]
-    return port if isinstance(port, int) else {each["name"]: each["containerPort"] for each in container["ports"]}[port]
+    return int(container["readinessProbe"]["httpGet"]["port"])
 
 
 @pytest.mark.parametrize("workload", sorted(WORKLOADS))
@@ -286,13 +274,9 @@ def test_the_mesh_is_applied_when_its_kind_is_known(tilt: Tilt):
     assert {"operator"} <= set(call["deps"]) <= workloads
 
 
-@pytest.mark.parametrize(
-    ("context", "node"), [("kind-wirekube", "wirekube"), ("kind-kind", "kind"), ("minikube", None)]
-)
-def test_the_mesh_names_the_relays_node(context: str, node: str | None):
-    tilt = evaluate(Tilt(context), (ROOT / "Tiltfile").read_text())
-    endpoint = yaml.safe_load(tilt.applied)["spec"]["relay"]["external"]["endpoint"]
-    assert endpoint == f"{node or 'wirekube'}-control-plane:30478"
+def test_the_relay_is_reached_without_a_load_balancer(tilt: Tilt):
+    relay = yaml.safe_load(tilt.applied)["spec"]["relay"]
+    assert (relay["provider"], relay["managed"]["serviceType"]) == ("managed", "NodePort")
 
 
 def test_the_context_of_make_kind_up_is_allowed(tilt: Tilt):
@@ -307,7 +291,7 @@ def test_tilt_reports_to_nobody(tilt: Tilt):
 
 
 def test_the_line_that_make_tilt_ci_changes_is_there():
-    """In a file that runs in all three roles, and what they answer is what the script waits for."""
+    """In a file that runs in both roles, and what they answer is what the script waits for."""
     script = (ROOT / "hack/tilt-ci").read_text()
     variables = dict(re.findall(r"^(source|old|new)=('[^']+'|\S+)", script, re.MULTILINE))
     text = (ROOT / variables["source"]).read_text()

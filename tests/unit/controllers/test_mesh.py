@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from wirekube.controllers.liveness import Census
 from wirekube.controllers.main import ConfigError, from_environment
 from wirekube.controllers.mesh import MeshReconciler, node_to_mesh
+from wirekube.controllers.relay.state import nothing_seen
 from wirekube.controllers.relays import LookupFailed, RelayResolver
 from wirekube.runtime.conditions import find_condition
 from wirekube.runtime.errors import Unavailable
@@ -22,6 +24,7 @@ class World:
     def __init__(self, written: Any) -> None:
         self.now, self.lookups, self.answer = 0.0, 0, ["192.0.2.7:3478"]
         self.census: Census | None = None
+        self.seen = nothing_seen()
         self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
         self.reconciler = MeshReconciler(
             written,
@@ -30,7 +33,7 @@ class World:
             self.peers,
             written,
             lambda: self.census,
-            relays=RelayResolver(self.look_up, lambda: self.now),
+            relays=RelayResolver(self.look_up, lambda: self.now, lambda: self.seen),
             clock=lambda: self.now,
         )
 
@@ -155,10 +158,43 @@ async def test_a_literal_needs_no_resolver(world: World) -> None:
     assert (world.lookups, world.result.after) == (0, None)
 
 
-async def test_the_managed_relay_says_what_to_do(world: World) -> None:
+SERVICE = {"metadata": {}, "spec": {"type": "LoadBalancer", "ports": [{"name": "relay", "port": 3478}]}}
+READY = [{"endpoints": [{"addresses": ["10.244.0.5"], "nodeName": "a", "conditions": {"ready": True}}]}]
+KEY_TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+
+def balanced(*hostnames: str) -> Any:
+    ingress = [{"hostname": name} for name in hostnames]
+    service = SERVICE | {"status": {"loadBalancer": {"ingress": ingress}}}
+    return replace(
+        nothing_seen(), deployment={}, service=service, config_map={"data": {"publicKey": KEY_TEXT}}, slices=READY
+    )
+
+
+async def test_a_load_balancer_that_has_a_name_is_resolved_and_keeps_its_name(world: World) -> None:
     world.put(relay={"provider": "managed"})
-    assert reason(await world.status(), "RelayReady") == "False ManagedRelayNotReconciled"
-    assert ("default", "ManagedRelayNotReconciled") in world.written.events
+    assert reason(await world.status(), "RelayReady") == "False RelayStarting"
+    world.seen = balanced("lb.example.com")
+    status = await world.status()
+    entry = {"name": "lb.example.com:3478", "endpoints": ["192.0.2.7:3478"], "publicKey": KEY_TEXT, "readyReplicas": 1}
+    assert status["relays"] == [entry]
+    assert reason(status, "RelayReady") == "True Resolved"
+    assert await world.status() is None
+    assert (world.lookups, world.result.after) == (1, 300)
+    # The last addresses stay when the name cannot be resolved again, and go with the name.
+    world.now, world.answer = 301.0, []
+    status = await world.status()
+    assert (status["relays"], reason(status, "RelayReady")) == ([entry], "True UsingLastAddresses")
+    world.seen = replace(world.seen, service=SERVICE)
+    status = await world.status()
+    assert (status["relays"], reason(status, "Ready")) == ([], "False NoRelayAddress")
+
+
+async def test_a_load_balancer_whose_name_was_never_resolved(world: World) -> None:
+    world.answer, world.seen = [], balanced("lb.example.com")
+    world.put(relay={"provider": "managed"})
+    status = await world.status()
+    assert (status["relays"], reason(status, "RelayReady")) == ([], "False NameNotResolved")
 
 
 async def test_counts_alone_wait(world: World) -> None:
