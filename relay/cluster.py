@@ -39,7 +39,7 @@ PEER: Final = Kind(GROUP_VERSION, "wirekubepeers", "WireKubePeer")
 SECRET: Final = Kind("v1", "secrets", "Secret", namespaced=True)
 CONFIG_MAP: Final = Kind("v1", "configmaps", "ConfigMap", namespaced=True)
 PUBLIC_FIELD: Final = "publicKey"
-REPUBLISH: Final = 30.0  # seconds; a ConfigMap that was lost and made anew is empty
+REPUBLISH: Final = 10.0  # seconds; a ConfigMap that was lost and made anew is empty
 FIELD: Final = "private-key"
 FIELD_MANAGER: Final = "wirekube-relay"
 LONGEST_PAUSE: Final = 5.0  # seconds; a server that answers again is used soon

@@ -32,7 +32,7 @@ class Placement:
 
     Attributes:
         affinity: the pods' nodeAffinity.
-        possible: whether there is a node for them now.
+        possible: whether there is a node that will do.
         spread: whether two relays on one node are refused (True) or only avoided (False) where there is another node.
     """
 
@@ -53,7 +53,7 @@ def place(nodes: Iterable[Object], service_type: str, replicas: int, named: tupl
     there = sorted((node for node in nodes if not node["metadata"].get("deletionTimestamp")), key=seniority)
     if service_type != "NodePort":
         wish = {"weight": 100, "preference": _LABELLED}
-        return Placement({"preferredDuringSchedulingIgnoredDuringExecution": [wish]}, bool(there), False)
+        return Placement({"preferredDuringSchedulingIgnoredDuringExecution": [wish]}, True, False)
     if any(is_labelled(node) for node in there):
         return Placement(_required([_LABELLED]), True, True)
     control_planes = any(is_control_plane(node) for node in there)

@@ -20,6 +20,10 @@ from typing import Any
 
 import pytest
 
+from wirekube.controllers.kinds import CLUSTER_ROLE_BINDING, CONFIG_MAP, ROLE_BINDING, SECRET, SERVICE_ACCOUNT
+from wirekube.controllers.relay.objects import desired, secret
+from wirekube.controllers.relay.placement import Placement
+from wirekube.controllers.relay.settings import Image, Settings
 from wirekube.lab.wait import eventually
 from wirekube.wire import relay as wire
 from wirekube.wire.endpoint import Endpoint
@@ -110,6 +114,15 @@ class Cluster:
     def empty_secret(self) -> None:
         self.kubectl("patch", "secret", "wirekube-relay", "-n", NAMESPACE, "-p", '{"data": null}')
 
+    def patch_config_map(self, text: str) -> None:
+        patch = json.dumps({"data": {"publicKey": text}})
+        self.kubectl("patch", "configmap", "wirekube-relay", "-n", NAMESPACE, "-p", patch)
+
+    def published(self) -> bytes | None:
+        shown = json.loads(self.kubectl("get", "configmap", "wirekube-relay", "-n", NAMESPACE, "-o", "json").stdout)
+        text = shown.get("data", {}).get("publicKey", "")
+        return base64.b64decode(text) if len(text) == 44 else None
+
     def secret(self) -> bytes | None:
         shown = json.loads(self.kubectl("get", "secret", "wirekube-relay", "-n", NAMESPACE, "-o", "json").stdout)
         text = shown.get("data", {}).get("private-key")
@@ -118,15 +131,26 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(control_plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    for part in ("config/default/namespace.yaml", "config/relay/relay.yaml"):
-        control_plane.kubectl("apply", "-f", str(ROOT / part))
-    for part in ("config/crd", "config/relay"):
+    control_plane.kubectl("apply", "-f", str(ROOT / "config/default/namespace.yaml"))
+    for part in ("config/crd", "config/rbac"):
         control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / part))
     control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
-    made = Cluster(control_plane, tmp_path_factory.mktemp("relay"))
-    yield made
+    made = identity()
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps(made))
+    yield Cluster(control_plane, tmp_path_factory.mktemp("relay"))
     control_plane.kubectl("delete", "wkpeer", "--all")
-    made.empty_secret()
+    control_plane.kubectl("delete", "-f", "-", input=json.dumps(made))
+
+
+def identity() -> dict[str, Any]:
+    """What the operator makes for its relays, but for what only kubelets and load balancers give a meaning to."""
+    settings = Settings(NAMESPACE, "owner", 1, "ClusterIP", 3478, Image("x"), {}, Placement({}, True, False), ())
+    kinds = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE_BINDING, CLUSTER_ROLE_BINDING)
+    chosen = [*((kind, obj) for kind, obj in desired(settings) if kind in kinds), (SECRET, secret(settings))]
+    items = [{"apiVersion": kind.group_version, "kind": kind.kind, **obj} for kind, obj in chosen]
+    for each in items:
+        del each["metadata"]["ownerReferences"]
+    return {"apiVersion": "v1", "kind": "List", "items": items}
 
 
 @pytest.fixture
@@ -145,7 +169,8 @@ def relays(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Relay]]:
     cluster.kubectl("delete", "wkpeer", "--all")
 
 
-SECRET = ("--key-secret", f"{NAMESPACE}/wirekube-relay")
+KEY = ("--key-secret", f"{NAMESPACE}/wirekube-relay")
+PUBLISH = ("--publish-key", f"{NAMESPACE}/wirekube-relay")
 
 
 def test_only_accepted_keys_are_admitted_and_a_session_ends_with_its_peer(
@@ -155,7 +180,7 @@ def test_only_accepted_keys_are_admitted_and_a_session_ends_with_its_peer(
     cluster.peer("one", one)
     cluster.peer("other", other, verdict="False")
     begin = time.monotonic()
-    relay = relays(*SECRET, "--allow-peers").started()
+    relay = relays(*KEY, "--allow-peers").started()
     eventually(lambda: relay.ready() == 200)
     print(f"MEASURED a relay is ready {time.monotonic() - begin:.2f} s after its start")
     eventually(lambda: relay.admits(one))
@@ -179,7 +204,7 @@ def test_an_accident_to_all_peers_or_to_the_server_leaves_the_last_in_force(
 ) -> None:
     key, late = os.urandom(32), os.urandom(32)
     cluster.peer("one", key)
-    relay = relays(*SECRET, "--allow-peers").started()
+    relay = relays(*KEY, "--allow-peers").started()
     session = eventually(lambda: relay.register(key))
     with session:
         cluster.kubectl("delete", "wkpeer", "--all")
@@ -202,15 +227,30 @@ def test_relays_that_start_together_share_one_key_and_a_reapplied_manifest_leave
     cluster: Cluster, relays: Callable[..., Relay]
 ) -> None:
     cluster.empty_secret()
-    three = [relays(*SECRET, "--open") for _ in range(3)]
+    three = [relays(*KEY, "--open") for _ in range(3)]
     keys = {each.started().key for each in three}
     private = cluster.secret()
     assert private is not None
     assert keys == {wire.public_key(private)}
-    cluster.kubectl("apply", "-f", str(ROOT / "config/relay/relay.yaml"))
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "config/relay"))
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(identity()))
     assert cluster.secret() == private
     assert base64.b64encode(private).decode() not in "".join(each.log() for each in three)
+
+
+def test_the_public_key_is_published_and_again_when_the_config_map_was_lost(
+    cluster: Cluster, relays: Callable[..., Relay]
+) -> None:
+    cluster.patch_config_map("left by an older relay")
+    relay = relays(*KEY, *PUBLISH, "--open").started()
+    eventually(lambda: cluster.published() == relay.key)
+    cluster.kubectl("delete", "configmap", "wirekube-relay", "-n", NAMESPACE)
+    eventually(lambda: "cannot use the ConfigMap" in relay.log(), 30)
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(identity()))
+    eventually(lambda: cluster.published() == relay.key, 30)
+    # A relay that starts takes the place of what an older one has left.
+    cluster.patch_config_map("of another relay")
+    other = relays(*KEY, *PUBLISH, "--open").started()
+    eventually(lambda: cluster.published() == other.key)
 
 
 def test_what_is_no_key_is_refused_without_showing_it(cluster: Cluster, relays: Callable[..., Relay]) -> None:
@@ -219,7 +259,7 @@ def test_what_is_no_key_is_refused_without_showing_it(cluster: Cluster, relays: 
         "patch", "secret", "wirekube-relay", "-n", NAMESPACE, "-p", json.dumps({"data": {"private-key": text}})
     )
     try:
-        relay = relays(*SECRET, "--open")
+        relay = relays(*KEY, "--open")
         assert relay.process.wait(20) == 1
         assert "private-key of the Secret wirekube-system/wirekube-relay does not hold" in relay.log()
         assert "hardly" not in relay.log()
@@ -237,7 +277,7 @@ def test_a_server_that_is_away_is_waited_for_and_said_once(
         f"https://127.0.0.1:{port}",
     )
     (tmp_path / "away").write_text(json.dumps(config))
-    relay = relays(*SECRET, "--allow-peers", kubeconfig=str(tmp_path / "away"))
+    relay = relays(*KEY, "--allow-peers", kubeconfig=str(tmp_path / "away"))
     eventually(lambda: "cannot use the API server yet" in relay.log())
     assert relay.ready() == 500
     # It comes: a door to the real one.
