@@ -27,6 +27,7 @@ ORDER = [
     "test_pods",
     "test_kubectl",
     "test_modes",
+    "test_relay",
     "test_routing",
     "test_faults",
     "test_failures",

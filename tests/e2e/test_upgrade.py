@@ -24,11 +24,14 @@ def test_an_upgrade_keeps_keys_addresses_and_paths(mesh: Any) -> None:
     cluster = mesh.cluster
     for workload, containers in (
         ("deployment/wirekube-operator", ["operator"]),
-        ("deployment/wirekube-relay", ["relay"]),
         ("daemonset/wirekube-agent", ["agent", "cleanup"]),
     ):
         cluster.run("set", "image", "-n", NAMESPACE, workload, *(f"{name}={NEXT}" for name in containers))
     mesh.rolled_out()
+    # The operator gives its relays its own image.
+    cluster.until("the relays have the operator's image", lambda: _images(mesh)["relay"] == {NEXT}, 60)
+    mesh.rolled_out()
+    cluster.until("the old relays are gone", lambda: len(mesh.pods("relay")) == 1, 60)
     assert _images(mesh) == {component: {NEXT} for component in ("operator", "agent", "relay")}
     mesh.settle()
     after = {name: (peer["spec"]["addresses"], peer["status"]["publicKey"]) for name, peer in mesh.peers().items()}

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from e2e_probes import Probes
 
 from wirekube.api.constants import LABEL_VPN_ENABLED
-from wirekube.lab.cluster import Cluster, address_of, condition, is_ready
+from wirekube.lab.cluster import Cluster, condition, is_ready
 from wirekube.lab.expect import allowed_by_nat
 from wirekube.lab.kindnet import FACTS
 from wirekube.lab.topology import Nat
@@ -113,6 +114,29 @@ class Mesh:
         """Return the pairs whose pings by mesh address had no answer."""
         return sorted(pair for pair, answers in self.ping(seconds).items() if None in answers)
 
+    def gaps(self, seconds: float, act: Callable[[], None]) -> dict[tuple[str, str], float | None]:
+        """Return the longest time without an answer between each two nodes while something is done to the mesh.
+
+        Args:
+            seconds: how long is pinged.
+            act: is called when all pings run.
+        """
+        addresses = {name: found[0] for name, found in self.addresses().items()}
+        others = {one: [other for other in self.nodes if other != one] for one in self.nodes}
+        commands = {
+            one: ["gaps", str(seconds), *(addresses[other] for other in found)] for one, found in others.items()
+        }
+        names = self.probes.begin(commands)
+        self.cluster.until("all pings run", lambda: self.probes.running(names), 30)
+        act()
+        answers = self.probes.finish(names, seconds + 40)
+        return {(one, other): answers[one][addresses[other]] for one, found in others.items() for other in found}
+
+    def relays(self) -> dict[str, Any]:
+        """Return the entry of the one relay in the Mesh's status; empty while there is none."""
+        entries = self.cluster.get("wirekubemesh", "default").get("status", {}).get("relays", [])
+        return entries[0] if entries else {}
+
     def settle(self, seconds: float = 120) -> None:
         """Wait until every Peer is Ready and every path is one that the NATs allow."""
         self.cluster.until(
@@ -131,27 +155,16 @@ class Mesh:
         return {pod["spec"]["nodeName"]: pod for pod in found if not pod["metadata"].get("deletionTimestamp")}
 
 
-def relay_endpoint(cluster: Cluster) -> str:
-    """Return where agents outside reach the relay: its load balancer, else the NodePort of the node that it runs on."""
-    service = cluster.get("service", "wirekube-relay", "-n", NAMESPACE)
-    port = next(each for each in service["spec"]["ports"] if each["protocol"] == "TCP")
-    for ingress in service["status"].get("loadBalancer", {}).get("ingress", []):
-        return f"{ingress.get('ip') or ingress['hostname']}:{port['port']}"
-    pods = cluster.items("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=wirekube-relay")
-    node = cluster.get("node", pods[0]["spec"]["nodeName"])
-    return f"{address_of(node, 'ExternalIP') or address_of(node)}:{port['nodePort']}"
-
-
 def mesh_object(cluster: Cluster) -> dict[str, Any]:
     """Return the Mesh of this cluster."""
     facts = json.loads(cluster.run("get", "configmap", FACTS, "--ignore-not-found", "-o", "json") or "{}")
     servers = [each for each in facts.get("data", {}).get("stunServers", "").split(",") if each]
     relay = {
         "mode": "auto",
-        "provider": "external",
+        "provider": "managed",
         "handshakeTimeoutSeconds": 5,
         "directRetryIntervalSeconds": 10,
-        "external": {"endpoint": relay_endpoint(cluster)},
+        "managed": {"serviceType": "NodePort"},
     }
     spec = {"stunServers": servers, "relay": relay}
     return {"apiVersion": "wirekube.io/v1alpha1", "kind": "WireKubeMesh", "metadata": {"name": "default"}, "spec": spec}
@@ -165,10 +178,11 @@ def install(mesh: Mesh, timeline: Timeline) -> None:
     cluster.run("label", "nodes", *nodes, f"{LABEL_VPN_ENABLED}=true", "--overwrite")
     timeline.mark("kubectl apply -k config/default, nodes labelled")
     cluster.run("wait", "--for=condition=Established", "--timeout=30s", "crd/wirekubemeshes.wirekube.io")
-    cluster.until("the relay has a node", lambda: relay_endpoint(cluster), 120)
     cluster.apply([mesh_object(cluster)])
     cluster.until("every node's agent runs", lambda: len(_running(mesh, "agent")) == len(nodes), 180)
     timeline.mark("pods running on all nodes")
+    cluster.run("wait", "--for=condition=RelayReady", "--timeout=120s", "wirekubemesh/default")
+    timeline.mark("the relay that the operator made is ready")
     cluster.until("every Peer has a key", lambda: _published(mesh) == len(nodes), 120)
     timeline.mark("Peers published")
     answers = mesh.ping(60)

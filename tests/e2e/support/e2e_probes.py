@@ -32,9 +32,22 @@ class Probes:
             seconds: until all must have ended.
             options: see `_pod`.
         """
+        return self.finish(self.begin(commands, **options), seconds)
+
+    def begin(self, commands: dict[str, list[str]], **options: Any) -> dict[str, str]:
+        """Start one command on each node; return the pods' names by node, for `finish`."""
         number = next(self._numbers)
         names = {node: f"probe-{number}-{index}" for index, node in enumerate(commands)}
         self._cluster.apply(_pod(names[node], node, words, **options) for node, words in commands.items())
+        return names
+
+    def running(self, names: dict[str, str]) -> bool:
+        """Return whether all pods of `begin` run."""
+        pods = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in self._cluster.items("pods", "-n", PROBES)}
+        return all(pods.get(name) == "Running" for name in names.values())
+
+    def finish(self, names: dict[str, str], seconds: float = 60) -> dict[str, Any]:
+        """Wait until the commands of `begin` have ended; return the answers by node."""
         found: dict[str, Any] = {}
 
         def ended() -> bool:
@@ -44,7 +57,7 @@ class Probes:
                     found[node] = _answer(pod)
             return len(found) == len(names)
 
-        self._cluster.until(f"probes {' '.join(commands[node][0] for node in names)} end", ended, seconds)
+        self._cluster.until(f"probes {' '.join(names.values())} end", ended, seconds)
         self._cluster.run("delete", "pod", "-n", PROBES, "--wait=false", *names.values())
         return found
 
@@ -53,8 +66,8 @@ class Probes:
         """Where the probes run; tests may put their own objects there too."""
         return PROBES
 
-    def leave(self, node: str, *command: str) -> None:
-        """Start a probe that goes on by itself, and wait until it runs."""
+    def leave(self, node: str, *command: str) -> str:
+        """Start a probe that goes on by itself, and wait until it runs; return its name."""
         name = f"probe-{next(self._numbers)}-left"
         self._cluster.apply([_pod(name, node, list(command), pids=True, token=True)])
 
@@ -62,6 +75,11 @@ class Probes:
             return self._cluster.get("pod", name, "-n", PROBES)["status"]["phase"] == "Running"
 
         self._cluster.until(f"the probe {command[0]} runs on {node}", runs, 30)
+        return name
+
+    def end(self, name: str) -> None:
+        """End a probe that was left."""
+        self._cluster.run("delete", "pod", "-n", PROBES, "--wait=false", name)
 
     def one(self, node: str, *command: str, **options: Any) -> Any:
         """Run a command on one node."""

@@ -5,6 +5,8 @@ The answer goes into the pod's termination message, which the kubelet reports to
 any NAT, where `kubectl logs` and `exec` do not. A message has at most 4096 bytes, so it is compressed.
 
     ping SECONDS ADDRESS...    {address: [Unix time of the first answer, its round trip in s] or null}
+    gaps SECONDS ADDRESS...    {address: longest time in s without an answer, from the first one on}
+    forward PORT HOST PORT     passes TCP connections on, as a load balancer does; until it is ended
     fetch SECONDS URL...       {url: body or null}
     state                      the node's interfaces, addresses, rules, routes, nft tables and network sysctls
     process TEXT               {fields of /proc/PID/status, and "root": mount options of its root} of the process whose
@@ -16,6 +18,7 @@ any NAT, where `kubectl logs` and `exec` do not. A message has at most 4096 byte
     unregistered SECONDS NODE TEXT  waits until the API has no such Node, and ends those processes; with hostPID and token
 """
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -54,6 +57,53 @@ def ping(seconds, *addresses):
             for sock in select.select(ready, [], [], left)[0]:
                 hear(sock, addresses, found)
     return found
+
+
+def gaps(seconds, *addresses):
+    """Send an echo request to each address twenty times a second, all the time."""
+    sock, begin, sequence = icmp(4, addresses), time.monotonic(), 0
+    times = {address: [] for address in addresses}
+    while (now := time.monotonic()) - begin < float(seconds):
+        sequence += 1
+        for number, address in enumerate(addresses):
+            with contextlib.suppress(OSError):
+                sock.sendto(echo(4, number, sequence), (address, 0))
+        while (left := now + 0.05 - time.monotonic()) > 0:
+            if select.select([sock], [], [], left)[0]:
+                heard = dict.fromkeys(addresses)
+                hear(sock, addresses, heard)
+                for address in (address for address, answer in heard.items() if answer):
+                    times[address].append(time.monotonic())
+    end = time.monotonic()
+    return {
+        address: round(max(later - one for one, later in zip(each, [*each[1:], end], strict=True)), 2) if each else None
+        for address, each in times.items()
+    }
+
+
+def forward(port, host, target):
+    """Serve until the pod is deleted."""
+
+    async def copy(reader, writer):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader, writer):
+        try:
+            there, back = await asyncio.open_connection(host, int(target))
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(copy(reader, back), copy(there, writer))
+
+    async def main():
+        async with await asyncio.start_server(serve, "0.0.0.0", int(port)) as server:  # noqa: S104
+            await server.serve_forever()
+
+    asyncio.run(main())
 
 
 def icmp(version, addresses):
@@ -256,6 +306,8 @@ def unregistered(seconds, node, text):
 
 COMMANDS = {
     "ping": ping,
+    "gaps": gaps,
+    "forward": forward,
     "fetch": fetch,
     "state": state,
     "process": process,
