@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -p no:cacheprovider
 .DEFAULT_GOAL := help
 
-.PHONY: image tilt-ci kind-up kind-down kind-e2e e2e help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay wheel clean
+.PHONY: image tilt-ci kind-up kind-down kind-e2e e2e help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay bench-controlplane wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-path: setup ## Throughput of bare WireGuard, direct and relayed pairs, and
 
 bench-relay: setup ## Throughput of the relay alone
 	@$(BIN)/python -m wirekube.lab.bench_relay
+
+bench-controlplane: setup ## What 10, 100 and 1000 simulated nodes cost API server, operator and agents (20 minutes)
+	@$(BIN)/python -m wirekube.lab.bench_controlplane
 
 wheel: python ## Build sdist and wheel into dist/
 	@$(BIN)/python -m build --no-isolation
