@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
@@ -13,6 +13,7 @@ from ..api.addresses import Network, summarise
 from ..api.v1alpha1.mesh import MOST_API_SERVERS, MOST_CLUSTER_CIDRS
 from ..runtime.errors import NotFound
 from ..runtime.objects import Kind, Object
+from ..runtime.store import Store
 from .kinds import ENDPOINT_SLICE, SERVICE, SERVICE_CIDR, spec_of
 from .nodes import networks, node_addresses, pod_ranges, service_networks
 
@@ -59,7 +60,7 @@ class ClusterNetworks:
         self._client, self._clock = client, clock
         self._services: Services | None = None
         self._due = float("-inf")
-        self._pods: tuple[tuple[frozenset[str], frozenset[str]], tuple[Network, ...]] | None = None
+        self._pods: tuple[Network, ...] | None = None
 
     async def services(self) -> Services:
         """Return Service ranges and API servers, at most 5 minutes old.
@@ -77,15 +78,18 @@ class ClusterNetworks:
             self._due = self._clock() + REFRESH
         return self._services
 
-    def cidrs(self, nodes: Iterable[Object], services: Services) -> list[str]:
-        """Return Service and pod ranges as status.clusterCIDRs has them; the same Nodes are not summed up again."""
-        nodes = list(nodes)
-        seen = frozenset(pod_ranges(nodes)), frozenset(node_addresses(nodes))
-        if self._pods is None or self._pods[0] != seen:
-            avoid = [network.network_address for network in networks(seen[1])]
-            self._pods = seen, summarise(networks(seen[0]), avoid, _MOST_RANGES)
-        found = dict.fromkeys([*summarise(services.ranges, (), _MOST_RANGES), *self._pods[1]])
-        return [str(network) for network in found][:MOST_CLUSTER_CIDRS]
+    def nodes_changed(self) -> None:
+        """Sum up the Nodes' networks anew when they are asked for."""
+        self._pods = None
+
+    def cidrs(self, nodes: Store, services: Services) -> list[str]:
+        """Return Service and pod ranges as status.clusterCIDRs has them; Nodes are summed up only after `nodes_changed`."""
+        if self._pods is None:
+            found = list(nodes.items().values())
+            avoid = [network.network_address for network in networks(node_addresses(found))]
+            self._pods = summarise(networks(pod_ranges(found)), avoid, _MOST_RANGES)
+        ranges = dict.fromkeys([*summarise(services.ranges, (), _MOST_RANGES), *self._pods])
+        return [str(network) for network in ranges][:MOST_CLUSTER_CIDRS]
 
     async def _cidrs(self) -> list[Object]:
         try:

@@ -61,7 +61,7 @@ class Owners:
 
 
 class PeerStatusReconciler:
-    """Writes the operator's conditions of one Peer. Run it with one worker: a key is judged in one place.
+    """Writes the operator's conditions of one Peer. It awaits nothing before it has judged, so workers may be several.
 
     Args:
         client: writes statuses.

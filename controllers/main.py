@@ -22,12 +22,12 @@ from ..runtime.manager import Manager
 from ..runtime.reflector import Reflector
 from ..telemetry import Telemetry, setup
 from ..telemetry.logs import configure, get_logger
-from . import networks
+from . import mesh, networks
 from .keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
 from .kinds import LEASE, MESH, NODE, PEER, SLICE
 from .leases import Leases
 from .liveness import Timing
-from .mesh import MeshReconciler, node_to_mesh, to_mesh
+from .mesh import MeshReconciler, peer_to_mesh
 from .networks import node_to_nodes
 from .peers import PeerReconciler, add_index, mesh_to_nodes
 from .relay.watches import relay_controller, relay_reflectors
@@ -104,6 +104,7 @@ def build(
     add_indexes(peers.store)
     networks.add_indexes(nodes.store, peers.store)
     add_index(peers.store)
+    mesh.add_indexes(nodes.store, peers.store)
     events = EventRecorder(client, COMPONENT, socket.gethostname(), telemetry)
     stores = (nodes.store, meshes.store, peers.store)
 
@@ -112,7 +113,9 @@ def build(
     node_controller.watches(meshes, mesh_to_nodes(nodes.store))
     node_controller.watches(peers)
 
-    status_controller = Controller("peer", PeerStatusReconciler(client, *stores, events, leases), telemetry=telemetry)
+    status_controller = Controller(
+        "peer", PeerStatusReconciler(client, *stores, events, leases), telemetry=telemetry, workers=WORKERS
+    )
     status_controller.watches(peers, peer_to_peers(peers.store))
     status_controller.watches(nodes, node_to_nodes(nodes.store))
     status_controller.watches(meshes, mesh_to_peers(peers.store))
@@ -124,8 +127,8 @@ def build(
     )
     mesh_controller = Controller("mesh", mesh_reconciler, telemetry=telemetry)
     mesh_controller.watches(meshes)
-    mesh_controller.watches(peers, to_mesh)
-    mesh_controller.watches(nodes, node_to_mesh)
+    mesh_controller.watches(peers, peer_to_mesh)
+    mesh_controller.watches(nodes, mesh_reconciler.node_to_mesh)
 
     slicer = SliceReconciler(client, nodes.store, peers.store, slices.store)
     slice_controller = Controller("slice", slicer, telemetry=telemetry)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from ipaddress import ip_network
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from ..api.addresses import Ranges, choose_ranges
+from ..api.addresses import Ranges, capacity, choose_ranges
 from ..api.constants import FIELD_MANAGER_OPERATOR
 from ..api.reading import explain
 from ..api.v1alpha1 import WireKubeMesh
@@ -24,7 +24,7 @@ from ..runtime.store import Store
 from .cluster import ClusterNetworks, Reader, Services
 from .kinds import MESH, MESH_KEY, conditions_of, generation_of, now_iso, spec_of, status_of, uid_of
 from .liveness import Census
-from .nodes import node_networks
+from .nodes import node_networks, wants_mesh
 from .readiness import AGENTS_REPORTING, READY, judge_agents
 from .relay.addresses import node_address
 from .relay.state import RELAY_READY
@@ -34,6 +34,8 @@ from .verdicts import Verdict, conditions, transitions
 ADDRESSES_READY = "AddressesReady"
 COUNT_PAUSE = 5.0  # seconds between writes that carry nothing but counts: every agent gets each of them
 RANGES_RETRY = 30.0
+MEMBER, STANDING = "member", "standing"  # indexes
+_NAMED = 5  # nodes, in a message
 # Many Nodes that join make many of these, and none is urgent.
 _COUNTS = frozenset({"peers", "readyPeers", "clusterCIDRs"})
 _NO_RELAY_WANTED = frozenset({"Disabled", "NotConfigured"})
@@ -52,9 +54,9 @@ class MeshReconciler:
 
     Args:
         client: writes the status; reads the Service ranges and the API server's addresses.
-        nodes: all Nodes, for their addresses and pod ranges.
+        nodes: all Nodes, for their addresses and pod ranges, with the index of `add_indexes`.
         meshes: the Mesh.
-        peers: all Peers, to be counted.
+        peers: all Peers, to be counted, with the index of `add_indexes`.
         events: for Events on the Mesh.
         census: counts the agents; None while that is not done.
         relays: resolves relay names.
@@ -104,12 +106,12 @@ class MeshReconciler:
         ranges = self._ranges(mesh, obj, services)
         relays = await self._relays.resolve(mesh.spec.relay, status_of(obj).get("relays") or [])
         agents = judge_agents(self._census(), conditions_of(obj))
-        verdicts = [addresses_verdict(ranges), relays.verdict, agents]
+        verdicts = [self._judge_addresses(ranges), relays.verdict, agents]
         verdicts.append(ready_verdict(verdicts))
-        fields = counts(self._peers.items().values()) | {
+        fields = counts(self._peers) | {
             "observedGeneration": generation_of(obj),
             "meshCIDRs": [str(network) for network in ranges.networks],
-            "clusterCIDRs": self._cluster.cidrs(self._nodes.items().values(), services),
+            "clusterCIDRs": self._cluster.cidrs(self._nodes, services),
             "apiServers": list(services.api_servers),
             "relays": relays.entries,
         }
@@ -125,6 +127,21 @@ class MeshReconciler:
         settled = {network.version for network in current} == {4, 6} and set(wanted) <= set(current)
         taken = [] if settled else [*node_networks(self._nodes.items().values()), *services.ranges]
         return choose_ranges(uid_of(obj), taken, current=current, wanted=wanted)
+
+    def _judge_addresses(self, ranges: Ranges) -> Verdict:
+        members, room = self._nodes.count(MEMBER, "yes"), capacity(ranges.networks)
+        if ranges.problems or not ranges.networks or members <= room:
+            return addresses_verdict(ranges)
+        names = (node["metadata"]["name"] for node in self._nodes.by_index(MEMBER, "yes"))
+        return exhausted_verdict(ranges, members, [name for name in names if self._peers.get(("", name)) is None])
+
+    def node_to_mesh(self, event: Event) -> tuple[Key, ...]:
+        """Map a Node to the Mesh when its addresses, where a relay is reached on it, its pod ranges or its label are new."""
+        old, new = (_places(obj) for obj in (event.old, event.new))
+        if old == new:
+            return ()
+        self._cluster.nodes_changed()
+        return (MESH_KEY,)
 
     async def _write(self, obj: Object, fields: dict[str, Any], verdicts: list[Verdict], again: float | None) -> Result:
         wanted = fields | {"conditions": conditions(obj, verdicts, now_iso())}
@@ -160,10 +177,21 @@ def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
     return {name for name in old.keys() | new.keys() if (old.get(name) or None) != (new.get(name) or None)}
 
 
-def counts(peers: Iterable[Object]) -> dict[str, Any]:
+def add_indexes(nodes: Store, peers: Store) -> None:
+    """Make the stores ready for the reconciler: it counts without looking at each object."""
+    nodes.add_index(MEMBER, lambda node: ["yes"] if wants_mesh(node) else [])
+    peers.add_index(STANDING, _standing)
+
+
+def _standing(peer: Object | None) -> list[str]:
+    if peer is None or peer["metadata"].get("deletionTimestamp"):
+        return []
+    return ["alive", "ready"] if is_true(conditions_of(peer), READY) else ["alive"]
+
+
+def counts(peers: Store) -> dict[str, Any]:
     """Count Peers."""
-    alive = [peer for peer in peers if not peer["metadata"].get("deletionTimestamp")]
-    return {"peers": len(alive), "readyPeers": sum(is_true(conditions_of(peer), READY) for peer in alive)}
+    return {"peers": peers.count(STANDING, "alive"), "readyPeers": peers.count(STANDING, "ready")}
 
 
 def family_problem(mesh: WireKubeMesh) -> str:
@@ -183,6 +211,17 @@ def addresses_verdict(ranges: Ranges) -> Verdict:
     return Verdict(ADDRESSES_READY, "True", "RangesChosen", f"mesh addresses come from {shown}")
 
 
+def exhausted_verdict(ranges: Ranges, members: int, without: list[str]) -> Verdict:
+    """Return AddressesReady when there are more nodes than addresses; `without` are the nodes that have none."""
+    shown = ", ".join(map(str, ranges.networks))
+    some = ", ".join(without[:_NAMED]) + (" and others" if len(without) > _NAMED else "")
+    message = (
+        f"{members} nodes are in the mesh, and {shown} has {capacity(ranges.networks)} addresses: "
+        f"{len(without)} have none{f' ({some})' if some else ''}; set a larger spec.meshCIDR, or take nodes out"
+    )
+    return Verdict(ADDRESSES_READY, "False", "RangeExhausted", message)
+
+
 def ready_verdict(parts: list[Verdict]) -> Verdict:
     """Return Ready: addresses are there, the relay if one is wanted, and not most of the agents silent."""
     for part in parts:
@@ -200,19 +239,14 @@ def undecided(reason: str, message: str, ready: Verdict | None = None) -> list[V
     return verdicts if ready is None else [*verdicts[:-1], ready]
 
 
-def node_to_mesh(event: Event) -> tuple[Key, ...]:
-    """Map a Node to the Mesh when its addresses, where a relay is reached on it, or its pod ranges are other ones."""
-    old, new = (_places(obj) for obj in (event.old, event.new))
-    return (MESH_KEY,) if old != new else ()
-
-
 def _places(node: Object | None) -> object:
     if node is None:
         return None
     spec = spec_of(node)
-    return status_of(node).get("addresses"), spec.get("podCIDRs"), spec.get("podCIDR"), node_address(node)
+    ranges = spec.get("podCIDRs"), spec.get("podCIDR")
+    return status_of(node).get("addresses"), *ranges, node_address(node), wants_mesh(node)
 
 
-def to_mesh(_event: Event) -> tuple[Key]:
-    """Map any event to the Mesh."""
-    return (MESH_KEY,)
+def peer_to_mesh(event: Event) -> tuple[Key, ...]:
+    """Map a Peer to the Mesh when it counts otherwise than before."""
+    return (MESH_KEY,) if _standing(event.old) != _standing(event.new) else ()

@@ -66,6 +66,14 @@ class Store:
         """
         return [self._objects[key] for key in sorted(self._indexes[name].get(value, ()))]
 
+    def count(self, name: str, value: str) -> int:
+        """Return how many objects have this value, at once.
+
+        Raises:
+            KeyError: there is no such index.
+        """
+        return len(self._indexes[name].get(value, ()))
+
     def put(self, obj: Object, *, low: bool = False) -> list[Event]:
         """Insert an object, without `managedFields`; return what changed (nothing for the same resource version).
 

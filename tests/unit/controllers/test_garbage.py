@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from wirekube.controllers import mesh
 from wirekube.controllers.keys import PeerStatusReconciler, add_indexes, peer_to_peers
 from wirekube.controllers.kinds import conditions_of
 from wirekube.controllers.liveness import Timing, Tracker
@@ -32,6 +33,7 @@ def peers(request: pytest.FixtureRequest) -> Store:
     store = Store()
     add_indexes(store)
     add_index(store)
+    mesh.add_indexes(Store(), store)
     store.put({"metadata": {"name": "evil", "uid": "u"}} | request.param)
     ready = {"type": "Ready", "status": "True", "reason": "Ready", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     good = {"publicKey": KEY, "conditions": [ready]}
@@ -54,7 +56,7 @@ async def test_the_others_are_judged_counted_and_given_addresses(peers: Store, w
     await PeerStatusReconciler(written, members, Store(), peers, written, Tracker(Timing())).reconcile(("", "good"))
     ((_, body),) = written.calls
     assert find_condition(body["status"]["conditions"], "KeyAccepted")["status"] == "True"  # type: ignore[index]
-    assert counts(peers.items().values()) == {"peers": 2, "readyPeers": 1}
+    assert counts(peers) == {"peers": 2, "readyPeers": 1}
     nodes, meshes = Store(), Store()
     meshes.put({"metadata": {"name": "default"}, "status": {"meshCIDRs": ["10.9.0.0/29"]}})
     for name in ("evil", "good", "new"):

@@ -10,7 +10,7 @@ import pytest
 
 from wirekube.controllers.liveness import Census
 from wirekube.controllers.main import ConfigError, from_environment
-from wirekube.controllers.mesh import MeshReconciler, node_to_mesh
+from wirekube.controllers.mesh import MeshReconciler, add_indexes
 from wirekube.controllers.relay.state import nothing_seen
 from wirekube.controllers.relays import LookupFailed, RelayResolver
 from wirekube.runtime.conditions import find_condition
@@ -26,6 +26,7 @@ class World:
         self.census: Census | None = None
         self.seen = nothing_seen()
         self.nodes, self.meshes, self.peers, self.written = Store(), Store(), Store(), written
+        add_indexes(self.nodes, self.peers)
         self.reconciler = MeshReconciler(
             written,
             self.nodes,
@@ -36,6 +37,10 @@ class World:
             relays=RelayResolver(self.look_up, lambda: self.now, lambda: self.seen),
             clock=lambda: self.now,
         )
+
+    def node(self, obj: Any) -> None:
+        for event in self.nodes.put(obj):
+            self.reconciler.node_to_mesh(event)
 
     async def look_up(self, _host: str, _port: int) -> list[str]:
         self.lookups += 1
@@ -226,8 +231,8 @@ def test_environment() -> None:
 
 
 async def test_agents_learn_where_no_node_is_and_where_the_api_server_is(world: World) -> None:
-    world.nodes.put({"metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.0.0/24", "fd00:1::/64"]}})
-    world.nodes.put({"metadata": {"name": "b"}, "spec": {"podCIDR": "10.244.1.0/24"}})
+    world.node({"metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.0.0/24", "fd00:1::/64"]}})
+    world.node({"metadata": {"name": "b"}, "spec": {"podCIDR": "10.244.1.0/24"}})
     world.put()
     status = await world.status()
     assert status["clusterCIDRs"] == ["198.18.0.0/16", "10.244.0.0/23", "fd00:1::/64"]
@@ -243,18 +248,39 @@ async def test_agents_learn_where_no_node_is_and_where_the_api_server_is(world: 
 async def test_many_nodes_that_join_make_few_writes(world: World) -> None:
     world.put()
     await world.status()
-    world.nodes.put({"metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.9.0/24"]}})
+    world.node({"metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.9.0/24"]}})
     assert await world.status() is None
     world.now = 5.0
     assert "10.244.9.0/24" in (await world.status())["clusterCIDRs"]
 
 
-def test_a_node_concerns_the_mesh_by_its_networks_alone() -> None:
+def test_a_node_concerns_the_mesh_by_its_networks_and_its_label_alone(world: World) -> None:
     def node(**rest: Any) -> Any:
         return {"metadata": {"name": "a"}, **rest}
 
+    node_to_mesh = world.reconciler.node_to_mesh
     before, heard = node(spec={"podCIDR": ""}), node(status={"conditions": [{"type": "Ready"}]}, spec={"podCIDR": ""})
     assert node_to_mesh(Event("MODIFIED", KEY, before, heard)) == ()
     assert node_to_mesh(Event("MODIFIED", KEY, before, node(spec={"podCIDR": "10.1.0.0/24"}))) == (KEY,)
     assert node_to_mesh(Event("ADDED", KEY, None, node())) == (KEY,)
     assert node_to_mesh(Event("SYNC", KEY, node(), node())) == ()
+    member = node(spec={"podCIDR": ""}) | {"metadata": {"name": "a", "labels": {"wirekube.io/vpn-enabled": "true"}}}
+    assert node_to_mesh(Event("MODIFIED", KEY, before, member)) == (KEY,)
+
+
+async def test_more_nodes_than_addresses_are_named(world: World) -> None:
+    world.put(meshCIDR="10.9.0.0/30", meshCIDR6="fd00:9::/64")
+    label = {"wirekube.io/vpn-enabled": "true"}
+    for name in "abc":
+        world.node({"metadata": {"name": name, "labels": label}})
+        if name != "c":
+            world.peers.put({"metadata": {"name": name, "uid": name}})
+    status = await world.status()
+    verdict = find_condition(status["conditions"], "AddressesReady")
+    assert verdict is not None
+    assert (verdict["status"], verdict["reason"]) == ("False", "RangeExhausted")
+    assert "3 nodes" in verdict["message"]
+    assert "1 have none (c)" in verdict["message"]
+    assert reason(status, "Ready") == "False RangeExhausted"
+    world.node({"metadata": {"name": "a", "resourceVersion": "2"}})
+    assert reason(await world.status(), "AddressesReady") == "True RangesChosen"
