@@ -109,6 +109,8 @@ class Reflector:
         self._unserved = False
         self._version: str | None = None
         self._fruitless = 0
+        self._step_scope = anyio.CancelScope()
+        self._listed = anyio.Event()
         meter = (telemetry or noop()).meter
         self._lists = meter.create_counter(names.REFLECTOR_LISTS, description="complete lists")
         self._watches = meter.create_counter(names.REFLECTOR_WATCHES, description="watches that were opened")
@@ -130,17 +132,25 @@ class Reflector:
             while True:
                 await self._step()
 
+    async def refresh(self) -> None:
+        """List anew and return when that is done: the store then has all that was written before the call."""
+        self._version = None
+        self._listed = anyio.Event()
+        self._step_scope.cancel()
+        await self._listed.wait()
+
     async def _step(self) -> None:
-        """Run one list or one watch, and wait if it failed."""
-        try:
-            if self._version is None:
-                await self._list()
-            else:
-                await self._watch(self._version)
-        except ApiError as error:
-            wait = self._failed(error)
-            if wait > 0:
-                await anyio.sleep(wait)
+        """Run one list or one watch, and wait if it failed; `refresh` cuts it short."""
+        with anyio.CancelScope() as self._step_scope:
+            try:
+                if self._version is None:
+                    await self._list()
+                else:
+                    await self._watch(self._version)
+            except ApiError as error:
+                wait = self._failed(error)
+                if wait > 0:
+                    await anyio.sleep(wait)
 
     async def _list(self) -> None:
         items, version = await self._client.list(
@@ -157,6 +167,7 @@ class Reflector:
         self._emit(self.store.replace(objects, low=not self.synced.is_set()))
         self._version = version
         self.synced.set()
+        self._listed.set()
 
     async def _watch(self, version: str) -> None:
         opened = time.monotonic()

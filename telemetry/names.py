@@ -21,6 +21,9 @@ PATH_TRANSITIONS: Final = "wirekube_path_transitions"
 # Seconds from the start of the search for a direct path to its end.
 PATH_SEARCH: Final = "wirekube_path_search"
 
+# 1 for the process that leads, 0 for one that waits, by the `name` of the Lease.
+LEADER: Final = "leader_election_master_status"
+
 # Full STUN discoveries, by what was found about UDP.
 STUN_DISCOVERIES: Final = "wirekube_stun_discoveries"
 
