@@ -37,6 +37,27 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     plane.stop()
 
 
+@pytest.fixture(scope="module")
+def installed(control_plane: ControlPlane) -> ControlPlane:
+    """The control plane with everything of config/default; policies come into force within a second."""
+    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "config/default"))
+    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    return control_plane
+
+
+@pytest.fixture(scope="module")
+def everything_allowed(installed: ControlPlane) -> Iterator[ControlPlane]:
+    """The same, with a right to everything for our ServiceAccounts: what is refused now, a policy refuses."""
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
+    group = {"apiGroup": role["apiGroup"], "kind": "Group", "name": "system:serviceaccounts:wirekube-system"}
+    binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "roleRef": role}
+    binding |= {"metadata": {"name": "test-everything-allowed"}, "subjects": [group]}
+    installed.kubectl("apply", "-f", "-", input=json.dumps(binding))
+    yield installed
+    installed.kubectl("delete", "clusterrolebinding", "test-everything-allowed")
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the API server said: the HTTP status, the object or the Status, and the message of a refusal."""

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wirekube.lab.wait import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
 API = "wirekube.io/v1alpha1"
 A, B, GONE = "prv-a", "prv-b", "prv-gone"
 STAMP, MICRO = "2026-01-01T00:00:00Z", "2026-01-02T03:04:05.000000Z"
@@ -251,21 +249,18 @@ def named(table: dict[str, tuple[Request, ...]]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def cluster(control_plane: Any) -> Iterator[Any]:
-    """Everything of config/default, a Mesh, Nodes with Peers that the operator has judged."""
-    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "config/default"))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+def cluster(installed: Any) -> Iterator[Any]:
+    """A Mesh, Nodes with Peers that the operator has judged."""
     nodes = [thing("v1", "Node", name) for name in (A, B, GONE)]
     for each in (*nodes, peer(A), peer(B), SLICE, thing(API, "WireKubeMesh", "default")):
-        control_plane.kubectl(*SERVER_SIDE, input=json.dumps(each))
+        installed.kubectl(*SERVER_SIDE, input=json.dumps(each))
     judged = json.dumps({"status": {"conditions": [condition("DataPlaneReady"), condition("Ready")]}})
     for name in (A, B):
-        control_plane.kubectl("patch", "wkpeer", name, "--subresource=status", "--type=merge", "-p", judged)
-    yield control_plane
-    control_plane.kubectl("delete", "nodes", A, B, GONE, "--ignore-not-found")
-    control_plane.kubectl("delete", "wkpeer", A, B)
-    control_plane.kubectl("delete", "wkmesh/default", "wkslice/prv-slice")
+        installed.kubectl("patch", "wkpeer", name, "--subresource=status", "--type=merge", "-p", judged)
+    yield installed
+    installed.kubectl("delete", "nodes", A, B, GONE, "--ignore-not-found")
+    installed.kubectl("delete", "wkpeer", A, B)
+    installed.kubectl("delete", "wkmesh/default", "wkslice/prv-slice")
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,26 @@ def test_not_even_a_younger_peers_spec_takes_what_others_have(
         assert {name: found[name] for name in ("a", "c")} == shown([a, c], unjudged=unjudged)
 
 
+@pytest.mark.parametrize("unjudged", [False, True], ids=["operator", "agent"])
+def test_what_it_can_do_is_stand_inside_anothers_allowed_ip_and_its_name_is_told(unjudged: bool) -> None:
+    """Nobody sends to a node through another one; where a node is, its agent alone says. See README, not there yet."""
+    stolen = peer("b", 2, 9)
+    stolen["status"]["candidates"].append({"endpoint": "10.1.0.9:51820", "type": "host"})
+    result = EffectivePeers(unjudged=unjudged).decide(MESH, [peer("a", 1, 3), stolen, peer("c", 3, 7)])
+    honest = EffectivePeers(unjudged=unjudged).decide(MESH, [peer("a", 1, 3), peer("c", 3, 7)])
+    assert {each.name: honest_part(each) for each in result.peers if each.name != "b"} == {
+        each.name: honest_part(each) for each in honest.peers
+    }
+    (problem,) = result.problems
+    assert (problem.peer, problem.reason) == ("a", "AllowedIPOverlaps")
+    assert "10.1.0.9, an address of the node b" in problem.message
+
+
+def honest_part(each: EffectivePeer) -> Any:
+    """All but the allowedIPs."""
+    return each.public_key, each.addresses, each.preferred
+
+
 def test_the_worlds_of_these_tests_are_what_they_seem() -> None:
     for each in (peer("a", 1, 3), peer("b", 2, 5), peer("c", 3, 7)):
         assert isinstance(parse_peer(each), WireKubePeer)
