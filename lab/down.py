@@ -45,5 +45,5 @@ def _stop_python(lab: Lab) -> None:
     if not lab.folder.run.exists():
         return
     processes = Processes(lab.folder.run)  # of a lab that may be unfinished
-    ours = [name for name in processes.names() if name.startswith("agent-") or name in ("operator", "relay")]
+    ours = [name for name in processes.names() if name.startswith(("agent-", "relay")) or name == "operator"]
     signal_and_wait([pid for name in ours if (pid := processes.pid(name))], signal.SIGTERM, GRACE_SECONDS)

@@ -154,6 +154,26 @@ class Lab:
         if node not in self.nodes:
             raise LabError(f"no node {node}; there are {', '.join(self.nodes)}")
 
+    # The relay
+
+    @property
+    def relay_keys(self) -> Path | None:
+        """The file of the keys that the relay admits; None when it admits every key."""
+        relay = self.topology.relay
+        return self.folder.run / "relay.keys" if relay is not None and relay.admission == "allow-list" else None
+
+    def start_relay(self, index: int = 0) -> None:
+        """Start one of the relay's processes.
+
+        Raises:
+            LabError: the topology has no such relay process.
+        """
+        relay = self.topology.relay
+        if relay is None or index >= relay.replicas:
+            raise LabError(f"there is no relay process {index + 1}")
+        command = parts.relay(self.folder.run, self.relay_keys, index, relay.replicas)
+        self.start(parts.relay_name(index), "relay", command)
+
     # Agents
 
     def start_agent(self, node: str) -> None:

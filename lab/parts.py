@@ -32,10 +32,12 @@ from .topology import (
     STUN_PORT,
     Node,
     Topology,
+    relay_ports,
 )
 
 PUBLIC_API = f"https://{API_ADDRESS}:{API_PORT}"
 SERVICE_API = f"https://{API_SERVICE}:443"
+RELAY_METRICS = 9587  # on loopback, of the first process; each further one has the next port
 PYTHON = (sys.executable, "-m")
 
 
@@ -67,17 +69,25 @@ def cluster_names() -> dict[str, IPv4Address]:
     }
 
 
-def relay(folder: Path, allowed: Path | None) -> list[str]:
-    """Return the relay's command.
+def relay(folder: Path, allowed: Path | None, index: int = 0, replicas: int = 1) -> list[str]:
+    """Return the command of a relay process.
 
     Args:
-        folder: where its key is.
+        folder: where the relay's key is.
         allowed: file of admitted keys; None admits every key.
+        index: which of the relay's processes.
+        replicas: how many it has.
     """
     admission = ["--allow-key", str(allowed)] if allowed else ["--open"]
-    listen = ["--listen", f"{RELAY_ADDRESS}:{RELAY_PORT}", "--stun", f"{RELAY_ADDRESS}:{RELAY_PORT}"]
-    metrics = ["--metrics", "127.0.0.1:9587"]
-    return [*PYTHON, "wirekube.relay.main", "--key", str(folder / "relay.key"), *listen, *admission, *metrics]
+    listen = ["--listen", f"{RELAY_ADDRESS}:{relay_ports(replicas)[index]}"]
+    stun = ["--stun", f"{RELAY_ADDRESS}:{RELAY_PORT}"] if index == 0 else []
+    metrics = ["--metrics", f"127.0.0.1:{RELAY_METRICS + index}"]
+    return [*PYTHON, "wirekube.relay.main", "--key", str(folder / "relay.key"), *listen, *stun, *admission, *metrics]
+
+
+def relay_name(index: int) -> str:
+    """Return the name of a relay process: of its record, and of its log."""
+    return "relay" if index == 0 else f"relay-{index + 1}"
 
 
 def admission(kubectl: Path, kubeconfig: str, allowed: Path) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from ..api.v1alpha1.mesh import MeshSpec
-from .rules import WAN, node_rules, router_rules
+from .rules import WAN, balancer_rules, node_rules, router_rules
 from .topology import (
     API_ADDRESS,
     DNS_ADDRESS,
@@ -26,10 +26,12 @@ from .topology import (
     INTERNET,
     POD_PREFIX,
     RELAY_ADDRESS,
+    RELAY_PORT,
     ROUTER_PREFIX,
     STUN_ADDRESSES,
     Node,
     Topology,
+    relay_ports,
 )
 
 NAMESPACE_PREFIX = "wk"
@@ -109,7 +111,7 @@ def plan_network(topology: Topology) -> NetworkPlan:
     public += [(ROUTER_PREFIX + node.name, WAN) for node in routers]
     cables = [Cable(("internet", f"p{index}"), end) for index, end in enumerate(public)]
     boxes = [_internet(len(public))]
-    boxes += [_public_box(name, addresses) for name, addresses in services.items()]
+    boxes += [_public_box(name, addresses, _balancer(topology, name)) for name, addresses in services.items()]
     for router in routers:
         inside = [node for node in topology.nodes if places[node.name].router == ROUTER_PREFIX + router.name]
         boxes.append(_router(router, places[router.name], len(inside)))
@@ -132,6 +134,12 @@ def _services(topology: Topology) -> dict[str, tuple[IPv4Address, ...]]:
     if topology.names:
         found["dns"] = (DNS_ADDRESS,)
     return found
+
+
+def _balancer(topology: Topology, service: str) -> str:
+    if service != "relay" or topology.relay is None or topology.relay.replicas == 1:
+        return ""
+    return balancer_rules(RELAY_PORT, relay_ports(topology.relay.replicas))
 
 
 def _places(topology: Topology) -> dict[str, Place]:
@@ -164,9 +172,9 @@ def _internet(ports: int) -> Box:
     return Box("internet", (f"link add {BRIDGE} type bridge", _up(BRIDGE), *joined), dict(_NO_IPV6))
 
 
-def _public_box(name: str, addresses: tuple[IPv4Address, ...]) -> Box:
+def _public_box(name: str, addresses: tuple[IPv4Address, ...], rules: str) -> Box:
     added = [f"address add {address}/{INTERNET.prefixlen} dev {UPLINK}" for address in addresses]
-    return Box(name, (_up("lo"), *added, _up(UPLINK)), dict(_NO_IPV6))
+    return Box(name, (_up("lo"), *added, _up(UPLINK)), dict(_NO_IPV6), rules)
 
 
 def _router(node: Node, place: Place, inside: int) -> Box:

@@ -8,6 +8,7 @@ host to the same remote clashes and gets another port.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 
 from .topology import API_ADDRESS, API_PORT, API_SERVICE, Nat, Node
@@ -148,6 +149,15 @@ def node_rules(node: Node, interface: str, port: int) -> str:
         (node.services, _SERVICES),
     )
     return "".join(text for wanted, text in parts if wanted)
+
+
+def balancer_rules(port: int, backends: Sequence[int]) -> str:
+    """Return rules for the relay's box that give each TCP connection to a port to one of others there, by chance."""
+    ports = ", ".join(f"{index} : {backend}" for index, backend in enumerate(backends))
+    return (
+        "table ip lab-balancer {\n chain cpre {\n  type nat hook prerouting priority dstnat; policy accept;\n"
+        f"  tcp dport {port} redirect to : numgen random mod {len(backends)} map {{ {ports} }}\n }}\n}}\n"
+    )
 
 
 def fault_rules(remotes: list[IPv4Address]) -> str:

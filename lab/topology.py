@@ -48,6 +48,11 @@ FOLDER = Path(__file__).parent / "topologies"
 LABEL = r"^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$"
 
 
+def relay_ports(replicas: int) -> tuple[int, ...]:
+    """Return the TCP ports of the relay's processes; several have ports of their own behind RELAY_PORT."""
+    return (RELAY_PORT,) if replicas == 1 else tuple(RELAY_PORT + 1 + index for index in range(replicas))
+
+
 class TopologyError(Exception):
     """A topology cannot be used; the message names the file, the field and the remedy."""
 
@@ -104,6 +109,8 @@ class Relay(_Model):
 
     admission: Literal["allow-list", "open"] = "allow-list"
     """Whether it admits the keys that Peers publish, or every key."""
+    replicas: Annotated[int, Field(ge=1, le=4)] = 1
+    """Processes with one key behind its address; the first of them answers STUN."""
 
 
 class Topology(_Model):

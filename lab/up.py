@@ -23,11 +23,12 @@ from .down import remove
 from .lab import Lab
 from .noderoot import environment
 from .state import LabError
-from .topology import DNS_ADDRESS, DNS_SERVICE, Topology, load
+from .topology import DNS_ADDRESS, DNS_SERVICE, Relay, Topology, load
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "default"
 CRDS = tuple(f"crd/{plural}.wirekube.io" for plural in ("wirekubemeshes", "wirekubepeers", "wirekubepeerslices"))
 PEER_SECONDS = 20
+RELAY_SECONDS = 20.0
 MESH_SECONDS = 60.0
 POLL_SECONDS = 0.2
 
@@ -131,20 +132,22 @@ def _start(lab: Lab) -> None:
         env = environment(parts.operator_environment(lab.root("api").folder / "kubeconfig"), dict(os.environ))
         lab.start("operator", "api", [*parts.PYTHON, "wirekube.controllers.main"], env, own_root=True)
         if lab.topology.relay is not None:
-            _relay(lab, lab.topology.relay.admission)
+            _relay(lab, lab.topology.relay)
         for name in lab.nodes:
             lab.start_agent(name)
         details.append("started")
     _allowed_ips(lab)
 
 
-def _relay(lab: Lab, admission: str) -> None:
-    allowed = lab.folder.run / "relay.keys" if admission == "allow-list" else None
+def _relay(lab: Lab, relay: Relay) -> None:
+    allowed = lab.relay_keys
     if allowed is not None:
         allowed.touch(mode=0o600)
         watch = parts.admission(find_or_build() / "kubectl", lab.control_plane.kubeconfig, allowed)
         lab.start("admission", "api", watch)
-    lab.start("relay", "relay", parts.relay(lab.folder.run, allowed))
+    for index in range(relay.replicas):
+        lab.start_relay(index)
+        wait.until((lab.folder.run / "relay.key").exists, RELAY_SECONDS)  # the first one makes it, and all have it
 
 
 def _allowed_ips(lab: Lab) -> None:

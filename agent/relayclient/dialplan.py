@@ -38,14 +38,13 @@ class Backoff:
     """0.2 s, doubling to a cap, each shortened by up to half.
 
     Without any session the cap is 1 s for the first attempts and 10 s later: a relay that restarts is found within a
-    second of its return; one that stays away costs little. Else it is 30 s at once: nobody waits for what is looked for.
+    second of its return; one that stays away costs little. Else it is 10 s at once: nobody waits for what is looked for.
     The shortening keeps agents from coming back together.
     """
 
     FIRST: Final = 0.2
     SOON: Final = 1.0
     LAST: Final = 10.0
-    SPARE: Final = 30.0
     SOON_ATTEMPTS: Final = 30  # the least time they take is 13 s, the most 28 s: a pod that is scheduled anew
 
     def __init__(self, rng: Rng) -> None:
@@ -59,7 +58,7 @@ class Backoff:
             spare: whether there is a session already.
         """
         self._attempts += 1
-        cap = self.SPARE if spare else self.SOON if self._attempts <= self.SOON_ATTEMPTS else self.LAST
+        cap = self.LAST if spare or self._attempts > self.SOON_ATTEMPTS else self.SOON
         delay = min(cap, self._next)
         self._next = delay * 2
         return delay * (1 - self._rng.random() / 2)

@@ -64,6 +64,14 @@ def test_an_address_that_only_looks_like_one_harms_nobody(bad: str) -> None:
     assert parsed.relays[0].endpoints == (OTHER,)
 
 
+@pytest.mark.parametrize(("ready", "replicas"), [(None, 1), (0, 1), (1, 1), (3, 3), (16, 16), (4000, 16)])
+def test_a_relay_has_as_many_processes_as_are_ready_within_reason(ready: int | None, replicas: int) -> None:
+    entry = {"name": "r:1", "endpoints": ["203.0.113.9:1"]} | ({} if ready is None else {"readyReplicas": ready})
+    parsed = parse_mesh(MESH | {"status": {"relays": [entry]}})
+    assert not isinstance(parsed, Problem)
+    assert parsed.relays[0].replicas == replicas
+
+
 NAMES = st.sampled_from(["metadata", "name", "spec", "status", "candidates", "endpoint", "type", "nat", "publicKey"])
 SCALARS = st.one_of(st.none(), st.integers(), st.text(max_size=8))
 GARBAGE = st.dictionaries(NAMES, SCALARS | st.dictionaries(NAMES, SCALARS | st.lists(SCALARS, max_size=2), max_size=4))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from wirekube.lab import parts
 from wirekube.lab.expect import DIRECT, RELAYED, FaultResult, PairResult, allowed_paths
 from wirekube.lab.plan import Box, NetworkPlan, plan_network
 from wirekube.lab.rules import fault_rules, node_rules, router_rules
-from wirekube.lab.topology import API_ADDRESS, INTERNET, Nat, available, load, parse
+from wirekube.lab.topology import API_ADDRESS, INTERNET, RELAY_PORT, Nat, available, load, parse
 
 ALL_KINDS = parse(
     {
@@ -26,6 +27,23 @@ ALL_KINDS = parse(
 
 def box(plan: NetworkPlan, name: str) -> Box:
     return next(each for each in plan.boxes if each.name == name)
+
+
+def test_several_relay_processes_stand_behind_one_address_with_one_key(tmp_path: Path) -> None:
+    topology = load("replicas")
+    assert topology.relay is not None
+    replicas = topology.relay.replicas
+    commands = [parts.relay(tmp_path, None, index, replicas) for index in range(replicas)]
+    listen = [words[words.index("--listen") + 1] for words in commands]
+    assert len(set(listen)) == replicas == len({parts.relay_name(index) for index in range(replicas)})
+    assert len({words[words.index("--key") + 1] for words in commands}) == 1
+    assert ["--stun" in words for words in commands] == [True, *[False] * (replicas - 1)]
+    rules = box(plan_network(topology), "relay").rules
+    assert f"tcp dport {RELAY_PORT} redirect" in rules
+    assert all(address.rpartition(":")[2] in rules for address in listen)
+    assert box(plan_network(load("default")), "relay").rules == ""
+    alone = parts.relay(tmp_path, None)
+    assert alone[alone.index("--listen") + 1] == alone[alone.index("--stun") + 1]
 
 
 @pytest.mark.parametrize("name", available())
