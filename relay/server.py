@@ -34,9 +34,14 @@ ACCEPTS_A_TURN: Final = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the relay; seconds and bytes."""
+    """Bounds of the relay; seconds and bytes.
+
+    `acknowledge` is how long a client's system may leave bytes without a word: who has lost its way to this relay uses
+    another one, and is sent to there as soon as it is gone from here.
+    """
 
     registration: float = 5.0
+    acknowledge: float = 5.0
     idle: float = 90.0
     write: float = 10.0
     queue: int = 1 << 20
@@ -184,6 +189,7 @@ class RelayServer:
             sock.setblocking(False)
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.limits.acknowledge * 1000))
             if len(self._fresh) >= self.limits.unauthenticated:
                 # The oldest goes: an honest client needs one round trip, so a flood does not lock it out.
                 self._close(next(iter(self._fresh)), "too many unregistered clients")

@@ -13,6 +13,7 @@ import pytest
 
 from wirekube.api.constants import GROUP_VERSION, MESH_NAME
 from wirekube.lab import netns, parts
+from wirekube.lab.topology import relay_ports
 
 TOPOLOGY = "replicas"
 RELAY = "203.0.113.3:3478"
@@ -85,3 +86,38 @@ def _answers(mesh):
         return count(mesh, 1, "sessions") >= 0
     except OSError:
         return False
+
+
+def cut_off(mesh, node, index, *, cut):
+    """Lose all packets between a node and one relay process, which neither is told of."""
+    table = "table inet test-fault"
+    rules = f"{table}\ndelete {table}\n"
+    if cut:
+        address = mesh.lab.plan.places[node].public
+        port = relay_ports(2)[index]
+        hooks = (("input", f"ip saddr {address} tcp dport {port}"), ("output", f"ip daddr {address} tcp sport {port}"))
+        chains = (
+            f" chain c{hook} {{\n  type filter hook {hook} priority 10\n  {match} drop\n }}\n" for hook, match in hooks
+        )
+        rules += f"{table} {{\n{''.join(chains)}}}\n"
+    mesh.net("relay", "nft -f -", rules)
+
+
+def test_a_node_that_one_process_cannot_reach_is_reached_by_the_other(mesh, measured):
+    lost, *others = mesh.lab.nodes
+    pairs = [pair for other in others for pair in ((lost, other), (other, lost))]
+    for index in range(2):
+        mesh.until(lambda index=index: all_have_sessions(mesh, index), 60, f"all have sessions with process {index}")
+    with mesh.pinging(*pairs, interval=INTERVAL) as pings:
+        begin = time.monotonic()
+        try:
+            cut_off(mesh, lost, 1, cut=True)
+            mesh.until(lambda: not all_have_sessions(mesh, 1), 95, "the relay process finds it gone")
+            pings.more(20)
+            gap = pings.gap(begin)
+        finally:
+            cut_off(mesh, lost, 1, cut=False)
+        mesh.until(lambda: all_have_sessions(mesh, 1), 60, "it has a session there again")
+        pings.more(10)
+    measured("longest gap when one relay process cannot reach a node", gap, "10 s")
+    assert gap < 10
