@@ -31,13 +31,13 @@ RENEW, STALE = 1.5, 8.0  # longer than the longest pause of an agent or of the o
 QUICK = f"""
 import sys, anyio
 from wirekube.controllers.liveness import Timing
-from wirekube.controllers.main import build
+from wirekube.controllers.main import build, from_environment
 from wirekube.runtime.client import Client
 from wirekube.telemetry import noop
 
 async def main():
     client = await Client.connect(kubeconfig=sys.argv[1])
-    await build(client, noop(), None, Timing(renew={RENEW}, stale={STALE})).run()
+    await build(client, noop(), None, from_environment({{}}), Timing(renew={RENEW}, stale={STALE})).run()
 
 anyio.run(main)
 """
