@@ -127,6 +127,26 @@ async def test_unserved_kind_is_awaited(stub: Any, until: Any, running: Running)
         assert reflector.last_error is None
 
 
+async def test_a_watch_that_ends_in_order_is_no_gap_and_one_that_fails_is(
+    stub: Any, thing: Any, until: Any, running: Running
+) -> None:
+    stub.items("5", "a")
+    stub.watch({"type": "MODIFIED", "object": thing("a", "6")})
+    stub.watch({"type": "MODIFIED", "object": thing("a", "7")})
+    stub.watch("not now", status=503)
+    stub.items("8", "a")
+    since: list[float | None] = []
+    async with running() as (reflector, seen):
+        assert reflector.following_since is None
+        reflector.add_handler(lambda _event: since.append(reflector.following_since))
+        await until(lambda: len(seen) == 4)
+        first, *orderly, last = since
+        assert first is not None
+        assert orderly == [first, first]
+        assert last is not None
+        assert last > first
+
+
 async def test_a_recreated_object_is_deleted_and_added(stub: Any, thing: Any, until: Any, running: Running) -> None:
     stub.items("5", "a")
     stub.watch({"type": "MODIFIED", "object": thing("a", "6", "another")})
