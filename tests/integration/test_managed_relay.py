@@ -133,7 +133,7 @@ def cluster(control_plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("managed")
     cluster = Cluster(control_plane, folder / "log")
     cluster.kubectl("apply", "-f", str(ROOT / "config/default/namespace.yaml"))
-    for part in ("config/crd", "config/rbac"):
+    for part in ("config/crd", "config/rbac", "config/policy"):
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / part))
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     mesh = {"apiVersion": API, "kind": "WireKubeMesh", "metadata": {"name": "default"}, "spec": {"relay": MANAGED}}

@@ -18,7 +18,6 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/wirekube-node-lease/leases"
 A, B = "pol-a", "pol-b"
 KEY = base64.b64encode(bytes([9]) * 32).decode()
 STAMP = "2026-01-01T00:00:00Z"
-NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "wirekube-node-lease"}}
 SERVER_SIDE = ("apply", "--server-side", "--force-conflicts", "-f", "-")
 
 pytestmark = pytest.mark.timeout(120)
@@ -46,7 +45,7 @@ def cluster(everything_allowed: Any) -> Iterator[Any]:
     """Two Nodes with Peers."""
     kubectl = everything_allowed.kubectl
     nodes = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in (A, B)]
-    for each in (NAMESPACE, *nodes, peer(A), peer(B)):
+    for each in (*nodes, peer(A), peer(B)):
         kubectl(*SERVER_SIDE, input=json.dumps(each))
     yield everything_allowed
     kubectl("delete", "nodes", A, B)

@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 
+from wirekube.controllers.kinds import SECRET as SECRETS
+from wirekube.controllers.relay.objects import desired, secret
+from wirekube.controllers.relay.placement import place
+from wirekube.controllers.relay.settings import Image, Settings
 from wirekube.lab.wait import eventually
+from wirekube.runtime.objects import Kind
 
 API = "wirekube.io/v1alpha1"
 A, B, GONE = "prv-a", "prv-b", "prv-gone"
@@ -22,7 +27,7 @@ PEERS, MESHES, SLICES = (f"/apis/{API}/wirekube{each}" for each in ("peers", "me
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
 ELECTION, NODE_LEASES = LEASES.format("wirekube-system"), LEASES.format("wirekube-node-lease")
 RBAC, POLICIES = "/apis/rbac.authorization.k8s.io/v1", "/apis/admissionregistration.k8s.io/v1"
-DAEMONSETS = "/apis/apps/v1/namespaces/wirekube-system/daemonsets"
+DAEMONSETS, DEPLOYMENTS = (f"/apis/apps/v1/namespaces/wirekube-system/{each}" for each in ("daemonsets", "deployments"))
 SERVER_SIDE = ("apply", "--server-side", "--force-conflicts", "-f", "-")
 
 pytestmark = pytest.mark.timeout(120)
@@ -58,6 +63,15 @@ def watch(path: str) -> Request:
     return "GET", f"{path}?watch=true&timeoutSeconds=1&limit=1", None
 
 
+def path_of(kind: Kind, name: str = "wirekube-relay") -> str:
+    group = ("/api/" if kind.group_version == "v1" else "/apis/") + kind.group_version
+    return f"{group}/{'namespaces/wirekube-system/' if kind.namespaced else ''}{kind.plural}/{name}"
+
+
+def made(kind: Kind, obj: dict[str, Any]) -> Request:
+    return "apply", path_of(kind), {"apiVersion": kind.group_version, "kind": kind.kind, **obj}
+
+
 def token_of(account: str) -> Request:
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
     return "POST", f"{OURS}/serviceaccounts/{account}/token", body
@@ -67,8 +81,30 @@ SLICE = thing(API, "WireKubePeerSlice", "prv-slice", peers=[{"name": A}])
 MESH = thing(API, "WireKubeMesh", "default", spec={"mtu": 1400})
 OWN_STATUS = peer(B, status={"listenPort": 51820, "conditions": [condition("DataPlaneReady")]})
 SECRET = thing("v1", "Secret", "wirekube-relay", data={"key": "eA=="})
+RELAY_SETTINGS = Settings(
+    namespace="wirekube-system", owner="0", replicas=2, service_type="NodePort", port=3478,
+    image=Image("wirekube:dev", "IfNotPresent", ("pull",)), resources={}, placement=place([], "NodePort", 2), api_ports=(443,),
+)  # fmt: skip
+THE_RELAY = tuple(made(kind, obj) for kind, obj in desired(RELAY_SETTINGS))
+MAKE_SECRET = ("POST", f"{OURS}/secrets", made(SECRETS, secret(RELAY_SETTINGS))[2])
+BINDING = next(body for _, path, body in THE_RELAY if "/rolebindings/" in path)
+CLUSTER_BINDING = next(body for _, path, body in THE_RELAY if "/clusterrolebindings/" in path)
+DEPLOYMENT = next(body for _, path, body in THE_RELAY if "/deployments/" in path)
 POD = thing("v1", "Pod", "another", spec={"containers": [{"name": "c", "image": "x"}]})
 ADMIN = {"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}}
+
+
+def as_agent(deployment: dict[str, Any]) -> dict[str, Any]:
+    """The relay's Deployment under the agents' ServiceAccount."""
+    changed: dict[str, Any] = json.loads(json.dumps(deployment))
+    changed["spec"]["template"]["spec"]["serviceAccountName"] = "wirekube-agent"
+    return changed
+
+
+def for_operator(binding: dict[str, Any]) -> dict[str, Any]:
+    """The relay's rights for the operator itself."""
+    return binding | {"subjects": [binding["subjects"][0] | {"name": "wirekube-operator"}]}
+
 
 # What nobody of us may do, whatever else.
 NEVER: tuple[Request, ...] = (
@@ -139,6 +175,7 @@ NOT_THE_OPERATOR: tuple[Request, ...] = (
     ("DELETE", f"{ELECTION}/wirekube-operator", None),
     ("DELETE", f"{NODE_LEASES}/{B}", None),
     ("GET", NODE_LEASES, None),
+    ("GET", f"{NODE_LEASES}/{B}", None),
     event("wirekube-system"),
 )
 
@@ -164,6 +201,9 @@ AGENT: tuple[Request, ...] = (
 RELAY: tuple[Request, ...] = (
     ("apply", f"{PEERS}/{B}/status", OWN_STATUS),
     ("GET", MESHES, None),
+    ("GET", f"{OURS}/configmaps/another", None),
+    ("merge", f"{OURS}/configmaps/another", {}),
+    ("DELETE", f"{OURS}/configmaps/wirekube-relay", None),
     ("PUT", f"{OURS}/secrets/wirekube-relay", SECRET),
     ("DELETE", f"{OURS}/secrets/wirekube-relay", None),
     ("POST", f"{OURS}/secrets", thing("v1", "Secret", "wirekube-relay-2")),
@@ -187,6 +227,19 @@ OPERATOR: tuple[Request, ...] = (
     ("POST", NODE_LEASES, lease(A)),
     ("POST", ELECTION, lease("another")),
     ("merge", f"{ELECTION}/another", {}),
+    ("merge", f"{OURS}/configmaps/another", {}),
+    ("merge", f"{OURS}/serviceaccounts/wirekube-agent", {}),
+    ("GET", f"{OURS}/serviceaccounts", None),
+    ("merge", f"{DEPLOYMENTS}/wirekube-operator", {"spec": {"replicas": 0}}),
+    ("DELETE", f"{DEPLOYMENTS}/wirekube-operator", None),
+    ("POST", DEPLOYMENTS, DEPLOYMENT | {"metadata": {"name": "another"}}),
+    ("apply", f"{DEPLOYMENTS}/wirekube-relay", as_agent(DEPLOYMENT)),
+    ("merge", f"{RBAC}/clusterrolebindings/wirekube-operator", {}),
+    ("apply", f"{RBAC}/clusterrolebindings/wirekube-relay", CLUSTER_BINDING | ADMIN),
+    ("apply", f"{RBAC}/clusterrolebindings/wirekube-relay", for_operator(CLUSTER_BINDING)),
+    ("apply", f"{RBAC}/namespaces/wirekube-system/rolebindings/wirekube-relay", for_operator(BINDING)),
+    ("POST", f"{RBAC}/namespaces/wirekube-system/rolebindings", BINDING | {"metadata": {"name": "another"}}),
+    ("POST", f"{OURS}/secrets", MAKE_SECRET[2] | {"metadata": {"name": "wirekube-relay-2"}, "data": {"key": "eA=="}}),
 )
 
 FORBIDDEN = {
@@ -205,6 +258,7 @@ NEEDED: dict[str, tuple[Request, ...]] = {
         ("GET", f"{SLICES}/prv-slice", None),
         ("GET", f"{PEERS}/{B}", None),
         ("apply", f"{PEERS}/{B}/status", OWN_STATUS),
+        ("apply", f"{NODE_LEASES}/{B}", lease(B)),
         event("default"),
     ),
     "operator": (
@@ -224,6 +278,14 @@ NEEDED: dict[str, tuple[Request, ...]] = {
         ("POST", SLICES, SLICE | {"metadata": {"name": "prv-slice-2"}}),
         ("apply", f"{SLICES}/prv-slice", SLICE),
         ("DELETE", f"{SLICES}/prv-slice", None),
+        ("GET", NODE_LEASES, None),
+        watch(NODE_LEASES),
+        ("DELETE", f"{NODE_LEASES}/{A}", None),
+        *THE_RELAY,
+        *(("DELETE", path, None) for _, path, _ in THE_RELAY),
+        ("DELETE", f"{OURS}/secrets/wirekube-relay", None),
+        ("GET", f"{DEPLOYMENTS}/wirekube-operator", None),
+        ("GET", "/apis/discovery.k8s.io/v1/namespaces/wirekube-system/endpointslices", None),
         ("GET", "/apis/networking.k8s.io/v1/servicecidrs", None),
         ("GET", "/api/v1/namespaces/default/services/kubernetes", None),
         event("default"),
@@ -234,6 +296,8 @@ NEEDED: dict[str, tuple[Request, ...]] = {
         ("GET", f"{PEERS}/{A}", None),
         ("GET", f"{OURS}/secrets/wirekube-relay", None),
         ("apply", f"{OURS}/secrets/wirekube-relay", SECRET),
+        ("GET", f"{OURS}/configmaps/wirekube-relay", None),
+        ("merge", f"{OURS}/configmaps/wirekube-relay", {"data": {"publicKey": "x"}}),
     ),
 }  # fmt: skip
 
@@ -250,10 +314,11 @@ def named(table: dict[str, tuple[Request, ...]]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def cluster(installed: Any) -> Iterator[Any]:
-    """A Mesh, Nodes with Peers that the operator has judged."""
+    """A Mesh, Nodes with Peers that the operator has judged, a Lease of one of them."""
     nodes = [thing("v1", "Node", name) for name in (A, B, GONE)]
     for each in (*nodes, peer(A), peer(B), SLICE, thing(API, "WireKubeMesh", "default")):
         installed.kubectl(*SERVER_SIDE, input=json.dumps(each))
+    installed.kubectl(*SERVER_SIDE, "-n", "wirekube-node-lease", input=json.dumps(lease(A)))
     judged = json.dumps({"status": {"conditions": [condition("DataPlaneReady"), condition("Ready")]}})
     for name in (A, B):
         installed.kubectl("patch", "wkpeer", name, "--subresource=status", "--type=merge", "-p", judged)
@@ -261,17 +326,27 @@ def cluster(installed: Any) -> Iterator[Any]:
     installed.kubectl("delete", "nodes", A, B, GONE, "--ignore-not-found")
     installed.kubectl("delete", "wkpeer", A, B)
     installed.kubectl("delete", "wkmesh/default", "wkslice/prv-slice")
+    installed.kubectl("delete", "lease", A, "-n", "wirekube-node-lease")
 
 
 @pytest.fixture(scope="module")
-def callers(cluster: Any, caller_of: Callable[..., Any]) -> dict[str, Any]:
-    """A caller with the token of each component, as it gets it; returned when all rules are in force."""
-    found = {"agent": caller_of("agent", Node=B), "operator": caller_of("operator"), "relay": caller_of("relay")}
-    unbound = caller_of("agent")
+def callers(cluster: Any, caller_of: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """A caller with the token of each component, as it gets it; returned when all rules are in force.
+
+    The relay is what the operator makes, by the operator's token.
+    """
+    operator, unbound = caller_of("operator"), caller_of("agent")
     eventually(lambda: "is bound to no node" in unbound("merge", f"{PEERS}/{B}/status", {}).message)
+    eventually(lambda: operator("GET", "/api/v1/secrets").code == 403)
+    for each in (MAKE_SECRET, *THE_RELAY):
+        eventually(lambda each=each: operator(*each).code in {200, 201, 409}, what=str(each))
+    found = {"agent": caller_of("agent", Node=B), "operator": operator, "relay": caller_of("relay")}
     for each in found.values():
         eventually(lambda each=each: each("GET", "/api/v1/secrets").code == 403)
-    return found
+    eventually(lambda: found["relay"]("GET", PEERS).code == 200)
+    yield found
+    for _, path, _ in (*THE_RELAY, ("", f"{OURS}/secrets/wirekube-relay", None)):
+        assert operator("DELETE", path).code == 200
 
 
 @pytest.mark.parametrize(("who", "request_"), named(FORBIDDEN))
