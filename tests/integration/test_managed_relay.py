@@ -236,8 +236,8 @@ def test_what_somebody_changes_or_deletes_is_repaired(managed: Cluster) -> None:
     managed.patch("service", {"spec": {"type": "ClusterIP", "externalTrafficPolicy": None}})
     managed.patch("networkpolicy", {"spec": {"ingress": [], "policyTypes": ["Ingress"]}})
     managed.patch("configmap", {"metadata": {"labels": None}})
-    managed.kubectl("delete", "serviceaccount", "poddisruptionbudget", NAME, "-n", NAMESPACE, check=False)
-    managed.kubectl("delete", "poddisruptionbudget", NAME, "-n", NAMESPACE)
+    for kind in ("serviceaccount", "poddisruptionbudget", "rolebinding"):
+        managed.kubectl("delete", kind, NAME, "-n", NAMESPACE)
     managed.kubectl("delete", "clusterrolebinding", NAME)
 
     def whole() -> bool:
@@ -249,6 +249,12 @@ def test_what_somebody_changes_or_deletes_is_repaired(managed: Cluster) -> None:
         return bool(managed.get("configmap")["metadata"]["labels"])
 
     eventually(whole, 20)
+
+
+def test_a_lost_secret_is_made_anew_while_relays_wait_for_it(managed: Cluster) -> None:
+    """The operator may not look; it tries while not all relays are ready."""
+    managed.kubectl("delete", "secret", NAME, "-n", NAMESPACE)
+    eventually(lambda: managed.get("secret"), 40)
 
 
 def test_fields_of_others_stay_and_nothing_is_written_without_need(managed: Cluster) -> None:
