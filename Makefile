@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -p no:cacheprovider
 .DEFAULT_GOAL := help
 
-.PHONY: image tilt-ci kind-up kind-down kind-e2e e2e help setup python lint format unit integration lab-test vm-test test demo down crds bench-path bench-relay bench-controlplane wheel clean
+.PHONY: image tilt-ci kind-up kind-down kind-e2e e2e help setup python lint format unit integration lab-test vm-test test demo down crds chart bench-path bench-relay bench-controlplane wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,8 @@ lint: python ## Check style, types, import layers and generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache | tail -n 3
 	@$(BIN)/python -m wirekube.api.crds --check
+	@MYPYPATH=src:hack/chart $(BIN)/mypy hack/chart/*.py
+	@$(BIN)/python hack/chart --check
 
 format: python ## Format and sort imports
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
@@ -71,6 +73,9 @@ down: python ## Remove what a demo or a lab left
 
 crds: python ## Generate config/crd from the models
 	@$(BIN)/python -m wirekube.api.crds
+
+chart: crds ## Generate config/helm from the manifests of config/default
+	@$(BIN)/python hack/chart
 
 bench-path: setup ## Throughput of bare WireGuard, direct and relayed pairs, and the relay alone; an idle agent's cost
 	@$(BIN)/python -m wirekube.lab.bench_path
