@@ -33,7 +33,8 @@ format: python ## Format and sort imports
 unit: python ## Tests without root and without a network (seconds)
 	@$(PYTEST) tests/unit
 
-integration: setup ## Tests against a real kube-apiserver and etcd
+integration: setup ## Tests against a real kube-apiserver and etcd; with Helm, which is built once (about 5 minutes more)
+	@command -v helm >/dev/null || hack/controlplane/build helm >/dev/null
 	@$(PYTEST) tests/integration
 
 lab-test: setup ## Tests with real packets in network namespaces (root)

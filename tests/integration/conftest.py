@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +120,36 @@ def _pair(port: int) -> int:
                 return port
         except OSError:
             port += 2
+
+
+@pytest.fixture(scope="module")
+def own_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """An API server for a module that takes away what others install: CRDs, above all."""
+    api, client = free_ports(2)
+    plane = ControlPlane(tmp_path_factory.mktemp("own"), find_or_build(), port=api, etcd_port=_pair(client))
+    plane.start()
+    yield plane
+    plane.stop()
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """Path of the Helm in PATH, else of the one that hack/controlplane/build makes."""
+    found = shutil.which("helm")
+    if found:
+        return found
+    built = subprocess.run([ROOT / "hack/controlplane/build", "helm"], stdout=subprocess.PIPE, text=True, check=True)
+    return f"{built.stdout.strip()}/helm"
+
+
+@pytest.fixture(scope="session")
+def ours() -> Callable[[ControlPlane], set[str] | None]:
+    """Returns as KIND/NAMESPACE/NAME all objects, of every kind, that have our name; None while the kinds change."""
+    shown = r'jsonpath={range .items[*]}{.kind}/{.metadata.namespace}/{.metadata.name}{"\n"}{end}'
+
+    def listed(plane: ControlPlane) -> set[str] | None:
+        kinds = plane.kubectl("api-resources", "--verbs=list,delete", "-o", "name").stdout.split()
+        done = plane.kubectl("get", ",".join(kinds), "--all-namespaces", "-o", shown, check=False)
+        return None if done.returncode else {each for each in done.stdout.splitlines() if "wirekube" in each}
+
+    return listed
