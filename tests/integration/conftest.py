@@ -153,3 +153,21 @@ def ours() -> Callable[[ControlPlane], set[str] | None]:
         return None if done.returncode else {each for each in done.stdout.splitlines() if "wirekube" in each}
 
     return listed
+
+
+@pytest.fixture(scope="session")
+def end_namespaces() -> Callable[[ControlPlane], set[str]]:
+    """Empties the namespaces that are being deleted and lets them go, as a controller manager would; returns their names."""
+
+    def end(plane: ControlPlane) -> set[str]:
+        kinds = plane.kubectl("api-resources", "--namespaced", "--verbs=list,delete", "-o", "name").stdout.split()
+        every = json.loads(plane.kubectl("get", "namespaces", "-o", "json").stdout)["items"]
+        going = {each["metadata"]["name"]: each for each in every if "deletionTimestamp" in each["metadata"]}
+        for name, namespace in going.items():
+            plane.kubectl("delete", ",".join(kinds), "--all", "-n", name)
+            namespace["spec"]["finalizers"] = []
+            url = f"/api/v1/namespaces/{name}/finalize"
+            plane.kubectl("replace", "--raw", url, "-f", "-", input=json.dumps(namespace))
+        return set(going)
+
+    return end

@@ -203,17 +203,41 @@ def test_a_wrong_value_is_refused_by_name(helm: str, values: Any, said: str) -> 
 
 @pytest.fixture(scope="module")
 def prepared(own_control_plane: Any) -> Any:
-    """An API server with the namespace, the CRDs and what the values refer to."""
-    own_control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
+    """An API server with what the chart's README asks for first."""
+    own_control_plane.kubectl("create", "namespace", NAMESPACE)
+    own_control_plane.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
     return own_control_plane
 
 
+@pytest.fixture
+def gone(prepared: Any, ours: Any, end_namespaces: Any) -> Callable[[], None]:
+    """Waits until nothing of ours is there but what was there before."""
+
+    def check() -> bool:
+        end_namespaces(prepared)
+        return bool(ours(prepared) == RELEASE_NAMESPACE)
+
+    return lambda: eventually(check, GONE_SECONDS, "nothing is left") and None
+
+
+@pytest.fixture
+def crds_and_namespaces(prepared: Any, template: Any, gone: Any) -> Iterator[None]:
+    """What must be there before the rest can even be tried."""
+    first = {"CustomResourceDefinition", "Namespace"}
+    objects = yaml.safe_dump_all(each for each in template().values() if each["kind"] in first)
+    prepared.kubectl("apply", "--server-side", "-f", "-", input=objects)
+    prepared.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    yield
+    prepared.kubectl("delete", "--wait=false", "-f", "-", input=objects)
+    gone()
+
+
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["default", "everything"])
-def test_the_api_server_takes_every_object_and_its_pods(prepared: Any, crds: None, template: Any, values: Any) -> None:
+def test_the_api_server_takes_every_object_and_its_pods(
+    prepared: Any, crds_and_namespaces: None, template: Any, values: Any
+) -> None:
     rendered = template(values)
     apply = ("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-")
-    if lacking := [each for key, each in rendered.items() if key.startswith("Namespace/")]:
-        prepared.kubectl(*apply[:-3], "-f", "-", input=yaml.safe_dump_all(lacking))
     prepared.kubectl(*apply, input=yaml.safe_dump_all(rendered.values()))
     for workload in (OPERATOR, AGENT):
         spec = pod(rendered, workload)["spec"] | {"priorityClassName": "system-node-critical"}
@@ -222,30 +246,21 @@ def test_the_api_server_takes_every_object_and_its_pods(prepared: Any, crds: Non
         prepared.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(body))
 
 
-@pytest.fixture
-def crds(prepared: Any) -> Iterator[None]:
-    folder = str(ROOT / "config/crd")
-    prepared.kubectl("apply", "--server-side", "-k", folder)
-    prepared.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
-    yield
-    prepared.kubectl("delete", "--timeout=120s", "-k", folder)
-
-
 def mesh_of(plane: Any) -> Any:
     return json.loads(plane.kubectl("get", "wirekubemesh", "default", "-o", "json").stdout)
 
 
-def test_uninstalled_nothing_is_left(prepared: Any, release: Any, ours: Any) -> None:
+def test_uninstalled_nothing_is_left(prepared: Any, release: Any, ours: Any, gone: Any) -> None:
     assert ours(prepared) == RELEASE_NAMESPACE
     release("install", "wirekube", str(CHART))
     release("upgrade", "wirekube", str(CHART), values=EVERYTHING)
     there = ours(prepared)
     assert {f"Deployment/{NAMESPACE}/wirekube-operator", "CustomResourceDefinition//wirekubepeers.wirekube.io"} <= there
     release("uninstall", "wirekube")
-    eventually(lambda: ours(prepared) == RELEASE_NAMESPACE, GONE_SECONDS)
+    gone()
 
 
-def test_the_mesh_of_a_release(prepared: Any, release: Any, ours: Any, helm_major: int) -> None:
+def test_the_mesh_of_a_release(prepared: Any, release: Any, gone: Any, helm_major: int) -> None:
     chart = ("wirekube", str(CHART))
     if helm_major < 4:
         done = release("install", *chart, values={"mesh": MESH}, check=False)
@@ -265,10 +280,10 @@ def test_the_mesh_of_a_release(prepared: Any, release: Any, ours: Any, helm_majo
     release("rollback", "wirekube", "1")
     assert mesh_of(prepared)["metadata"]["uid"] == first["metadata"]["uid"]
     release("uninstall", "wirekube")
-    eventually(lambda: ours(prepared) == RELEASE_NAMESPACE, GONE_SECONDS)
+    gone()
 
 
-def test_an_upgrade_brings_the_crds_up_to_date(prepared: Any, release: Any, ours: Any, tmp_path: Path) -> None:
+def test_an_upgrade_brings_the_crds_up_to_date(prepared: Any, release: Any, gone: Any, tmp_path: Path) -> None:
     older = tmp_path / "wirekube"
     subprocess.run(["cp", "-r", CHART, older], check=True)
     path = older / "templates/manifests/crd-wirekube.io_wirekubepeers.yaml"
@@ -279,10 +294,10 @@ def test_an_upgrade_brings_the_crds_up_to_date(prepared: Any, release: Any, ours
     release("upgrade", "wirekube", str(CHART))
     assert prepared.kubectl(*names).stdout == '["wkpeer"]'
     release("uninstall", "wirekube")
-    eventually(lambda: ours(prepared) == RELEASE_NAMESPACE, GONE_SECONDS)
+    gone()
 
 
-def test_what_kubectl_installed_helm_takes_over(prepared: Any, release: Any, ours: Any, helm_major: int) -> None:
+def test_what_kubectl_installed_helm_takes_over(prepared: Any, release: Any, gone: Any, helm_major: int) -> None:
     prepared.kubectl("apply", "--server-side", "-k", str(ROOT / "config/default"))
     before = prepared.kubectl("get", "crd", "wirekubepeers.wirekube.io", "-o", "jsonpath={.metadata.uid}").stdout
     words = ["install", "wirekube", str(CHART), "--take-ownership"]
@@ -291,7 +306,7 @@ def test_what_kubectl_installed_helm_takes_over(prepared: Any, release: Any, our
         prepared.kubectl("get", "crd", "wirekubepeers.wirekube.io", "-o", "jsonpath={.metadata.uid}").stdout == before
     )
     release("uninstall", "wirekube")
-    eventually(lambda: ours(prepared) == RELEASE_NAMESPACE, GONE_SECONDS)
+    gone()
 
 
 def test_a_namespace_that_would_refuse_the_agents_is_refused(prepared: Any, release: Any) -> None:

@@ -65,27 +65,12 @@ def names(plane: Any, kind: str) -> list[str]:
     return [each.partition("/")[2] for each in plane.kubectl("get", kind, "-o", "name").stdout.split()]
 
 
-def end_namespaces(plane: Any) -> None:
-    """Empty the namespaces that are being deleted and let them go, as the controller manager would."""
-    kinds = plane.kubectl("api-resources", "--namespaced", "--verbs=list,delete", "-o", "name").stdout.split()
-    for namespace in terminating(plane):
-        name = namespace["metadata"]["name"]
-        plane.kubectl("delete", ",".join(kinds), "--all", "-n", name)
-        namespace["spec"]["finalizers"] = []
-        plane.kubectl("replace", "--raw", f"/api/v1/namespaces/{name}/finalize", "-f", "-", input=json.dumps(namespace))
-
-
-def terminating(plane: Any) -> list[Any]:
-    namespaces = json.loads(plane.kubectl("get", "namespaces", "-o", "json").stdout)["items"]
-    return [each for each in namespaces if "deletionTimestamp" in each["metadata"]]
-
-
 def outside(left: set[str], namespaces: set[str]) -> set[str]:
     """Return what does not go with these namespaces."""
     return {each for each in left if not {*each.split("/")} & namespaces}
 
 
-def test_kubectl_delete_ends_without_the_operator(plane: Any, ours: Any, tmp_path: Path) -> None:
+def test_kubectl_delete_ends_without_the_operator(plane: Any, ours: Any, end_namespaces: Any, tmp_path: Path) -> None:
     plane.kubectl("apply", "--server-side", "-k", DEFAULT)
     used_and_then_without_operator(plane, tmp_path)
     begin = time.monotonic()
@@ -93,14 +78,16 @@ def test_kubectl_delete_ends_without_the_operator(plane: Any, ours: Any, tmp_pat
     plane.kubectl("delete", "--wait=false", "-k", DEFAULT)
     plane.kubectl("wait", "--for=delete", f"--timeout={SECONDS:.0f}s", "crd", "--all")
     assert time.monotonic() - begin < SECONDS
-    gone = {each["metadata"]["name"] for each in terminating(plane)}
+    left = eventually(lambda: ours(plane))
+    gone = end_namespaces(plane)
     assert NAMESPACE in gone
-    assert outside(eventually(lambda: ours(plane)), gone) == set()
-    end_namespaces(plane)
+    assert outside(left, gone) == set()
     eventually(lambda: ours(plane) == set())
 
 
-def test_helm_uninstall_ends_without_the_operator(plane: Any, ours: Any, helm: str, tmp_path: Path) -> None:
+def test_helm_uninstall_ends_without_the_operator(
+    plane: Any, ours: Any, end_namespaces: Any, helm: str, tmp_path: Path
+) -> None:
     run = [helm, "--kubeconfig", plane.kubeconfig, "--namespace", NAMESPACE]
     subprocess.run([*run, "install", "wirekube", CHART, "--create-namespace"], check=True, capture_output=True)
     used_and_then_without_operator(plane, tmp_path)
@@ -109,7 +96,6 @@ def test_helm_uninstall_ends_without_the_operator(plane: Any, ours: Any, helm: s
     plane.kubectl("delete", "--wait=false", "namespace", NAMESPACE)
     plane.kubectl("wait", "--for=delete", f"--timeout={SECONDS:.0f}s", "crd", "--all")
     assert time.monotonic() - begin < SECONDS
-    gone = {each["metadata"]["name"] for each in terminating(plane)}
-    assert outside(eventually(lambda: ours(plane)), gone) == set()
-    end_namespaces(plane)
+    left = eventually(lambda: ours(plane))
+    assert outside(left, end_namespaces(plane)) == set()
     eventually(lambda: ours(plane) == set())
