@@ -15,6 +15,8 @@ import anyio
 from ..api.constants import NAMESPACE, NODE_LEASE_NAMESPACE
 from ..runtime.client import Client
 from ..runtime.controller import Controller
+from ..runtime.credentials import SERVICE_ACCOUNT, read_text
+from ..runtime.elector import Elector, LeadershipLost
 from ..runtime.errors import ApiError, Misconfigured
 from ..runtime.events import EventRecorder
 from ..runtime.health import HealthServer
@@ -38,6 +40,7 @@ log = get_logger("operator")
 
 DEFAULT_HEALTH = "127.0.0.1:9585"  # loopback: the operator shares the host's network
 COMPONENT = "wirekube.io/operator"
+ELECTION = "wirekube-operator"
 RETRY = 5.0
 RESYNC = 600.0
 WORKERS = 8  # of the controllers that write an object for each node: most of their time they wait for answers
@@ -55,19 +58,21 @@ class Config:
         kubeconfig: path of a kubeconfig; None means in-cluster credentials.
         health: address and port of /healthz, /readyz and /metrics.
         log_level: debug, info, warning or error.
-        namespace: of the operator, and of what it makes.
+        election: whether to lead only with the Lease.
+        namespace: of the operator, of its Lease, and of what it makes.
         relay_image: of managed relays; empty for the operator's own.
     """
 
     kubeconfig: str | None
     health: tuple[str, int]
     log_level: str
-    namespace: str = NAMESPACE
+    election: bool
+    namespace: str
     relay_image: str = ""
 
 
 def from_environment(environment: Mapping[str, str]) -> Config:
-    """Read KUBECONFIG, WIREKUBE_HEALTH, WIREKUBE_LOG_LEVEL, WIREKUBE_NAMESPACE and WIREKUBE_RELAY_IMAGE.
+    """Read KUBECONFIG, and WIREKUBE_ HEALTH, LOG_LEVEL, LEADER_ELECTION, NAMESPACE and RELAY_IMAGE.
 
     Raises:
         ConfigError: a variable is malformed.
@@ -79,19 +84,28 @@ def from_environment(environment: Mapping[str, str]) -> Config:
     level = environment.get("WIREKUBE_LOG_LEVEL", "info").lower()
     if level not in {"debug", "info", "warning", "error"}:
         raise ConfigError(f"WIREKUBE_LOG_LEVEL={level!r} must be debug, info, warning or error")
+    election = environment.get("WIREKUBE_LEADER_ELECTION") or "true"
+    if election not in {"true", "false"}:
+        raise ConfigError(f"WIREKUBE_LEADER_ELECTION={election!r} must be true or false")
     return Config(
         environment.get("KUBECONFIG") or None,
         (host.strip("[]"), int(port)),
         level,
-        environment.get("WIREKUBE_NAMESPACE") or NAMESPACE,
+        election == "true",
+        environment.get("WIREKUBE_NAMESPACE") or read_text(SERVICE_ACCOUNT / "namespace") or NAMESPACE,
         environment.get("WIREKUBE_RELAY_IMAGE", ""),
     )
 
 
 def build(
-    client: Client, telemetry: Telemetry, health: HealthServer | None, config: Config, timing: Timing | None = None
+    client: Client,
+    telemetry: Telemetry,
+    health: HealthServer | None,
+    config: Config,
+    timing: Timing | None = None,
+    election: Elector | None = None,
 ) -> Manager:
-    """Put the operator together; `timing` is that of the agents' Leases."""
+    """Put the operator together; `timing` is that of the agents' Leases, and without an election it leads at once."""
     meshes = Reflector(client, MESH, resync=RESYNC, telemetry=telemetry)
     peers = Reflector(client, PEER, resync=RESYNC, telemetry=telemetry)
     slices = Reflector(client, SLICE, resync=RESYNC, telemetry=telemetry)
@@ -139,13 +153,13 @@ def build(
     leases.tell(status_controller.enqueue, mesh_controller.enqueue)
     relays = relay_controller(client, telemetry, relay, view, meshes, nodes, mesh_controller, config.relay_image)
 
-    manager = Manager(telemetry, health)
+    manager = Manager(telemetry, health, election=election)
     for reflector in (meshes, peers, nodes, slices, held, *relay.all()):
         manager.add_reflector(reflector)
     for controller in (node_controller, status_controller, mesh_controller, slice_controller, relays):
         manager.add_controller(controller)
-    manager.add("events", events)
-    manager.add("leases", leases)
+    manager.add("events", events, leader=True)
+    manager.add("leases", leases, leader=True)
     return manager
 
 
@@ -155,14 +169,23 @@ async def run(config: Config, telemetry: Telemetry) -> None:
     Raises:
         Misconfigured: no usable credentials.
         OSError: the health server cannot listen.
+        LeadershipLost: the Lease is lost.
     """
+    # It answers before the API server does: a kubelet kills what is silent, again and again and ever more rarely.
+    health = HealthServer(config.health, telemetry)
+    connected = anyio.Event()
+    health.add_check("apiserver", lambda: None if connected.is_set() else "never connected yet")
+    health.start()
     client = await _connect_or_stop(config, telemetry)
     if client is None:
+        health.close()
         telemetry.shutdown()
         return
+    connected.set()
     log.info("started", server=client.server)
+    election = Elector(client, config.namespace, ELECTION, telemetry) if config.election else None
     try:
-        await build(client, telemetry, HealthServer(config.health, telemetry), config).run()
+        await build(client, telemetry, health, config, election=election).run()
     finally:
         with anyio.CancelScope(shield=True):
             await client.close()
@@ -208,7 +231,8 @@ def main() -> int:
     """Run the operator until SIGTERM or SIGINT.
 
     Returns:
-        0 after a clean stop, 1 when a port or the credentials cannot be used, 2 when a variable is malformed.
+        0 after a clean stop, 1 when a port or the credentials cannot be used or the Lease is lost, 2 when a variable
+        is malformed.
     """
     try:
         config = from_environment(os.environ)
@@ -221,6 +245,9 @@ def main() -> int:
         anyio.run(run, config, telemetry)
     except Misconfigured as error:
         sys.stderr.write(f"wirekube-operator: {error.message}\n")
+        return 1
+    except LeadershipLost as error:
+        sys.stderr.write(f"wirekube-operator: {error}\n")
         return 1
     except OSError as error:
         sys.stderr.write(f"wirekube-operator: {error.strerror or error}\n")

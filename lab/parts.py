@@ -110,6 +110,28 @@ def admission(kubectl: Path, kubeconfig: str, allowed: Path) -> list[str]:
     return ["sh", "-c", script]
 
 
+# What a kubelet does with a process that ends. A signal to the shell is the process's; so is what it ends with then.
+_KEEP_RUNNING = """
+child= ending=
+trap 'ending=1; [ -z "$child" ] || kill -TERM "$child"' TERM INT
+while [ -z "$ending" ]; do
+    "$@" & child=$!
+    [ -z "$ending" ] || kill -TERM "$child" # asked for before its number was there
+    wait "$child"; status=$?
+    [ -z "$ending" ] || break
+    echo "ended with status $status; starting again" >&2
+    child=
+    sleep 1
+done
+[ -z "$child" ] || wait "$child"
+"""
+
+
+def operator() -> list[str]:
+    """Return a command that keeps an operator running: it ends when it loses its Lease, as with the API server."""
+    return ["sh", "-c", _KEEP_RUNNING, "operator", *PYTHON, "wirekube.controllers.main"]
+
+
 def operator_environment(kubeconfig: Path) -> list[tuple[str, str | None]]:
     """Return what the operator is told."""
     return [("KUBECONFIG", str(kubeconfig))]

@@ -130,7 +130,7 @@ def _start(lab: Lab) -> None:
     """Start the operator, the relay and the agents; who is up first waits for the others."""
     with lab.progress.step("operator, relay, agents") as details:
         env = environment(parts.operator_environment(lab.root("api").folder / "kubeconfig"), dict(os.environ))
-        lab.start("operator", "api", [*parts.PYTHON, "wirekube.controllers.main"], env, own_root=True)
+        lab.start("operator", "api", parts.operator(), env, own_root=True)
         if lab.topology.relay is not None:
             _relay(lab, lab.topology.relay)
         for name in lab.nodes:

@@ -198,7 +198,7 @@ class Elector:
 
     def _wait_for(self, holder: str) -> None:
         self._claimed = False
-        if self._said_holder != holder:
+        if self._said_holder != holder and not self.elected.is_set():
             self._said_holder = holder
             log.info("waiting", lease=self._title(), leader=holder)
 

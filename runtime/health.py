@@ -58,8 +58,9 @@ class HealthServer:
         self._checks[kind] = self._checks[kind] | {name: check}
 
     def start(self) -> None:
-        """Listen and serve; see `HttpServer.start` for what it raises."""
-        self._http.start()
+        """Listen and serve, unless it does already; see `HttpServer.start` for what it raises."""
+        if not self._http.started:
+            self._http.start()
 
     def close(self) -> None:
         """Stop serving."""

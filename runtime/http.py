@@ -66,6 +66,11 @@ class HttpServer:
         """The TCP port in use; 0 on a Unix socket or before `start`."""
         return self._server.server_address[1] if isinstance(self._server, _TcpServer) else 0
 
+    @property
+    def started(self) -> bool:
+        """Whether it is between `start` and `close`."""
+        return self._server is not None
+
     def start(self) -> None:
         """Bind and serve in the background.
 

@@ -15,18 +15,11 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
+from ports import free_ports
 
 from wirekube.lab.controlplane import ControlPlane, find_or_build
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="session")

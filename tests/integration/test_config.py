@@ -125,6 +125,15 @@ def test_pods_on_one_host_listen_on_ports_of_their_own_and_on_loopback_only(rend
     assert asked == {("agent", 9586), ("operator", 9585)}
 
 
+def test_the_scheduler_keeps_two_operators_off_one_node_and_an_update_ends_on_the_only_one(
+    rendered: dict[str, Any],
+) -> None:
+    spec = rendered["Deployment/wirekube-operator"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert [each["hostPort"] for each in container["ports"]] == [9585]
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
 def test_the_sample_is_a_valid_mesh(cluster: Any) -> None:
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     cluster.kubectl("apply", "--dry-run=server", "-k", str(ROOT / "config/samples"))
@@ -201,6 +210,24 @@ def test_leases_of_agents_are_renewed_by_agents_and_cleared_away_by_the_operator
         if cluster.kubectl(*arguments, check=False).stdout.strip() == "yes":
             allowed.add(verb)
     assert allowed == verbs
+
+
+@pytest.mark.parametrize(
+    ("verb", "lease", "allowed"),
+    [
+        ("create", "", True),
+        ("get", "wirekube-operator", True),
+        ("patch", "wirekube-operator", True),
+        ("update", "wirekube-operator", False),
+        ("delete", "wirekube-operator", False),
+        ("patch", "another", False),
+        ("list", "", False),
+    ],
+)
+def test_the_operator_may_use_its_own_lease_only(cluster: Any, verb: str, lease: str, allowed: bool) -> None:
+    what = f"leases.coordination.k8s.io/{lease}" if lease else "leases.coordination.k8s.io"
+    arguments = ("auth", "can-i", verb, what, "-n", "wirekube-system", f"--as={ACCOUNT}operator")
+    assert cluster.kubectl(*arguments, check=False).stdout.strip() == ("yes" if allowed else "no")
 
 
 @pytest.mark.parametrize(

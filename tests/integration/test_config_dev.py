@@ -41,7 +41,13 @@ EXPECTED = (
     relaxed(OPERATOR, "operator")
     | relaxed(AGENT, "agent")
     | owner(OPERATOR)
-    | {(AGENT, "spec.updateStrategy.rollingUpdate.maxUnavailable"): "100%"}
+    | {
+        (OPERATOR, f"{POD}.containers.operator.env.WIREKUBE_LEADER_ELECTION"): {
+            "name": "WIREKUBE_LEADER_ELECTION",
+            "value": "false",
+        },
+        (AGENT, "spec.updateStrategy.rollingUpdate.maxUnavailable"): "100%",
+    }
 )
 
 

@@ -62,6 +62,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(control_plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
     control_plane.kubectl("apply", "--server-side", "-k", str(ROOT / "config/crd"))
     control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     # An API server on loopback does not publish where it is.

@@ -27,7 +27,7 @@ def direct(mesh):
 
 def start_operator(mesh):
     env = noderoot.environment(parts.operator_environment(mesh.lab.root("api").folder / "kubeconfig"), dict(os.environ))
-    mesh.lab.start("operator", "api", [*parts.PYTHON, "wirekube.controllers.main"], env, own_root=True)
+    mesh.lab.start("operator", "api", parts.operator(), env, own_root=True)
 
 
 def saved(mesh, node):

@@ -225,7 +225,14 @@ async def test_a_malformed_mesh_keeps_its_ranges(world: World) -> None:
 def test_environment() -> None:
     assert from_environment({}).health == ("127.0.0.1", 9585)
     assert from_environment({"WIREKUBE_HEALTH": "[::1]:80"}).health == ("::1", 80)
-    for wrong in ({"WIREKUBE_HEALTH": "9585"}, {"WIREKUBE_LOG_LEVEL": "loud"}):
+    assert (from_environment({}).election, from_environment({}).namespace) == (True, "wirekube-system")
+    other = from_environment({"WIREKUBE_LEADER_ELECTION": "false", "WIREKUBE_NAMESPACE": "vpn"})
+    assert (other.election, other.namespace) == (False, "vpn")
+    for wrong in (
+        {"WIREKUBE_HEALTH": "9585"},
+        {"WIREKUBE_LOG_LEVEL": "loud"},
+        {"WIREKUBE_LEADER_ELECTION": "perhaps"},
+    ):
         with pytest.raises(ConfigError):
             from_environment(wrong)
 

@@ -116,6 +116,28 @@ async def test_list_filter_keeps_the_old_store(stub: Any, until: Any, running: R
     assert seen == ["ADDED me low", "ADDED b low", "DELETED b", "MODIFIED me"]
 
 
+async def test_refresh_leaves_the_watch_and_lists(stub: Any, until: Any, running: Running) -> None:
+    stub.items("5", "a")
+    stub.items("9", "a", "b")
+    async with running() as (reflector, seen):
+        await until(lambda: len(stub.requests) == 2)
+        with anyio.fail_after(5):
+            await reflector.refresh()
+        assert seen == ["ADDED a low", "MODIFIED a", "ADDED b"]
+        await until(lambda: len(stub.requests) == 4)
+    assert stub.sorts() == ["LIST", "WATCH@5", "LIST", "WATCH@9"]
+
+
+async def test_refresh_does_not_wait_out_a_pause(stub: Any, until: Any, running: Running) -> None:
+    stub.answer(500, "no")
+    stub.items("5", "a")
+    async with running(pause=Pause(random.Random(1), 60, 60)) as (reflector, _):
+        await until(lambda: reflector.last_error is not None)
+        with anyio.fail_after(5):
+            await reflector.refresh()
+        assert reflector.store.get(("", "a")) is not None
+
+
 async def test_unserved_kind_is_awaited(stub: Any, until: Any, running: Running) -> None:
     stub.answer(404, "404 page not found\n")
     stub.answer(429, {"kind": "Status", "code": 429, "details": {"retryAfterSeconds": 0.01}})
