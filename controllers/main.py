@@ -5,45 +5,27 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import anyio
 
-from ..api.constants import NAMESPACE, NODE_LEASE_NAMESPACE
+from ..api.constants import NAMESPACE
 from ..runtime.client import Client
-from ..runtime.controller import Controller
 from ..runtime.credentials import SERVICE_ACCOUNT, read_text
 from ..runtime.elector import Elector, LeadershipLost
 from ..runtime.errors import ApiError, Misconfigured
-from ..runtime.events import EventRecorder
 from ..runtime.health import HealthServer
-from ..runtime.manager import Manager
-from ..runtime.reflector import Reflector
 from ..telemetry import Telemetry, setup
 from ..telemetry.logs import configure, get_logger
-from . import mesh, networks
-from .keys import PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
-from .kinds import LEASE, MESH, NODE, PEER, SLICE
-from .leases import Leases
-from .liveness import Timing
-from .mesh import MeshReconciler, peer_to_mesh
-from .networks import node_to_nodes
-from .peers import PeerReconciler, add_index, mesh_to_nodes
-from .relay.watches import relay_controller, relay_reflectors
-from .relays import RelayResolver
-from .slices import SliceReconciler
+from .assembly import assemble
 
 log = get_logger("operator")
 
 DEFAULT_HEALTH = "127.0.0.1:9585"  # loopback: the operator shares the host's network
-COMPONENT = "wirekube.io/operator"
 ELECTION = "wirekube-operator"
 RETRY = 5.0
-RESYNC = 600.0
-WORKERS = 8  # of the controllers that write an object for each node: most of their time they wait for answers
 
 
 class ConfigError(Exception):
@@ -97,72 +79,6 @@ def from_environment(environment: Mapping[str, str]) -> Config:
     )
 
 
-def build(
-    client: Client,
-    telemetry: Telemetry,
-    health: HealthServer | None,
-    config: Config,
-    timing: Timing | None = None,
-    election: Elector | None = None,
-) -> Manager:
-    """Put the operator together; `timing` is that of the agents' Leases, and without an election it leads at once."""
-    meshes = Reflector(client, MESH, resync=RESYNC, telemetry=telemetry)
-    peers = Reflector(client, PEER, resync=RESYNC, telemetry=telemetry)
-    slices = Reflector(client, SLICE, resync=RESYNC, telemetry=telemetry)
-    # A cluster does not lose all its Nodes at once; a list that says so would remove every Peer.
-    nodes: Reflector = Reflector(
-        client, NODE, resync=RESYNC, telemetry=telemetry, list_filter=lambda found: bool(found) or not len(nodes.store)
-    )
-    held = Reflector(client, LEASE, namespace=NODE_LEASE_NAMESPACE, telemetry=telemetry)
-    leases = Leases(client, held, peers, timing)
-    add_indexes(peers.store)
-    networks.add_indexes(nodes.store, peers.store)
-    add_index(peers.store)
-    mesh.add_indexes(nodes.store, peers.store)
-    events = EventRecorder(client, COMPONENT, socket.gethostname(), telemetry)
-    stores = (nodes.store, meshes.store, peers.store)
-
-    node_controller = Controller("node", PeerReconciler(client, *stores, events), telemetry=telemetry, workers=WORKERS)
-    node_controller.watches(nodes, node_to_nodes(nodes.store))
-    node_controller.watches(meshes, mesh_to_nodes(nodes.store))
-    node_controller.watches(peers)
-
-    status_controller = Controller(
-        "peer", PeerStatusReconciler(client, *stores, events, leases), telemetry=telemetry, workers=WORKERS
-    )
-    status_controller.watches(peers, peer_to_peers(peers.store))
-    status_controller.watches(nodes, node_to_nodes(nodes.store))
-    status_controller.watches(meshes, mesh_to_peers(peers.store))
-
-    relay = relay_reflectors(client, telemetry, config.namespace)
-    view = relay.view(nodes.store)
-    mesh_reconciler = MeshReconciler(
-        client, *stores, events, lambda: leases.census, relays=RelayResolver(seen=view.seen)
-    )
-    mesh_controller = Controller("mesh", mesh_reconciler, telemetry=telemetry)
-    mesh_controller.watches(meshes)
-    mesh_controller.watches(peers, peer_to_mesh)
-    mesh_controller.watches(nodes, mesh_reconciler.node_to_mesh)
-
-    slicer = SliceReconciler(client, nodes.store, peers.store, slices.store)
-    slice_controller = Controller("slice", slicer, telemetry=telemetry)
-    slice_controller.watches(peers, slicer.peer_to_slices)
-    slice_controller.watches(nodes, slicer.node_to_slices)
-    slice_controller.watches(slices, slicer.slice_to_slices)
-
-    leases.tell(status_controller.enqueue, mesh_controller.enqueue)
-    relays = relay_controller(client, telemetry, relay, view, meshes, nodes, mesh_controller, config.relay_image)
-
-    manager = Manager(telemetry, health, election=election)
-    for reflector in (meshes, peers, nodes, slices, held, *relay.all()):
-        manager.add_reflector(reflector)
-    for controller in (node_controller, status_controller, mesh_controller, slice_controller, relays):
-        manager.add_controller(controller)
-    manager.add("events", events, leader=True)
-    manager.add("leases", leases, leader=True)
-    return manager
-
-
 async def run(config: Config, telemetry: Telemetry) -> None:
     """Run until a signal.
 
@@ -185,7 +101,8 @@ async def run(config: Config, telemetry: Telemetry) -> None:
     log.info("started", server=client.server)
     election = Elector(client, config.namespace, ELECTION, telemetry) if config.election else None
     try:
-        await build(client, telemetry, health, config, election=election).run()
+        namespace, image = config.namespace, config.relay_image
+        await assemble(client, telemetry, health, namespace=namespace, relay_image=image, election=election).run()
     finally:
         with anyio.CancelScope(shield=True):
             await client.close()

@@ -31,14 +31,16 @@ RENEW, STALE = 1.5, 12.0  # longer than the pauses of an agent and of the operat
 QUICK = f"""
 import os, anyio
 from wirekube.controllers.liveness import Timing
-from wirekube.controllers.main import build, from_environment
+from wirekube.controllers.assembly import assemble
+from wirekube.controllers.main import from_environment
 from wirekube.runtime.client import Client
 from wirekube.telemetry import noop
 
 async def main():
     config = from_environment(os.environ)
     client = await Client.connect(kubeconfig=config.kubeconfig)
-    await build(client, noop(), None, config, Timing(renew={RENEW}, stale={STALE})).run()
+    timing = Timing(renew={RENEW}, stale={STALE})
+    await assemble(client, noop(), namespace=config.namespace, timing=timing).run()
 
 anyio.run(main)
 """
