@@ -227,6 +227,9 @@ OPERATOR: tuple[Request, ...] = (
     ("POST", NODE_LEASES, lease(A)),
     ("POST", ELECTION, lease("another")),
     ("merge", f"{ELECTION}/another", {}),
+    ("GET", ELECTION, None),
+    ("PUT", f"{ELECTION}/wirekube-operator", lease("wirekube-operator")),
+    ("DELETE", f"{ELECTION}/wirekube-operator", None),
     ("merge", f"{OURS}/configmaps/another", {}),
     ("merge", f"{OURS}/serviceaccounts/wirekube-agent", {}),
     ("GET", f"{OURS}/serviceaccounts", None),
@@ -278,6 +281,8 @@ NEEDED: dict[str, tuple[Request, ...]] = {
         ("POST", SLICES, SLICE | {"metadata": {"name": "prv-slice-2"}}),
         ("apply", f"{SLICES}/prv-slice", SLICE),
         ("DELETE", f"{SLICES}/prv-slice", None),
+        ("GET", f"{ELECTION}/wirekube-operator", None),
+        ("merge", f"{ELECTION}/wirekube-operator", {"spec": {"leaseTransitions": 2}}),
         ("GET", NODE_LEASES, None),
         watch(NODE_LEASES),
         ("DELETE", f"{NODE_LEASES}/{A}", None),
@@ -333,12 +338,12 @@ def cluster(installed: Any) -> Iterator[Any]:
 def callers(cluster: Any, caller_of: Callable[..., Any]) -> Iterator[dict[str, Any]]:
     """A caller with the token of each component, as it gets it; returned when all rules are in force.
 
-    The relay is what the operator makes, by the operator's token.
+    Its own Lease and the relay the operator makes itself, by its token.
     """
     operator, unbound = caller_of("operator"), caller_of("agent")
     eventually(lambda: "is bound to no node" in unbound("merge", f"{PEERS}/{B}/status", {}).message)
     eventually(lambda: operator("GET", "/api/v1/secrets").code == 403)
-    for each in (MAKE_SECRET, *THE_RELAY):
+    for each in (("POST", ELECTION, lease("wirekube-operator")), MAKE_SECRET, *THE_RELAY):
         eventually(lambda each=each: operator(*each).code in {200, 201, 409}, what=str(each))
     found = {"agent": caller_of("agent", Node=B), "operator": operator, "relay": caller_of("relay")}
     for each in found.values():
@@ -347,6 +352,7 @@ def callers(cluster: Any, caller_of: Callable[..., Any]) -> Iterator[dict[str, A
     yield found
     for _, path, _ in (*THE_RELAY, ("", f"{OURS}/secrets/wirekube-relay", None)):
         assert operator("DELETE", path).code == 200
+    cluster.kubectl("delete", "lease", "wirekube-operator", "-n", "wirekube-system")
 
 
 @pytest.mark.parametrize(("who", "request_"), named(FORBIDDEN))
