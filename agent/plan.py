@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 
 from ..api.claims import covering
-from ..api.constants import FWMARK, VIRTUAL_IPV4
+from ..api.constants import FWMARK, RELAY_NAME, VIRTUAL_IPV4
 from ..wire.endpoint import Endpoint, IPAddress
 from .facts import MeshFacts, OwnFacts, PeerFacts, keepalive_of
 from .relayclient import opens
@@ -139,7 +139,9 @@ def steering_plan(
                 accept=mine.accept | ({proxy} if proxy else set()),
             )
         )
-    return plan_of(mesh.listen_port, probe_port, entries, _inside(mesh, peers, outside))
+    # One that has a name, or stands outside, has no address that kube-proxy knows.
+    relays = [endpoint for relay in mesh.relays if relay.name == RELAY_NAME for endpoint in relay.endpoints]
+    return plan_of(mesh.listen_port, probe_port, entries, _inside(mesh, peers, outside), relays)
 
 
 def _inside(mesh: MeshFacts, peers: Iterable[PeerFacts], outside: Iterable[IPAddress]) -> Inside:

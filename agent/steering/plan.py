@@ -27,6 +27,11 @@ conntrack can: the answer gets our fwmark, and takes table main.
 `tunnels` is there while Nodes' addresses go through the mesh. An overlay CNI such as flannel binds its VXLAN to the uplink,
 and the kernel then looks for a route over that link alone. A change of the mark makes it look again, by the rules.
 
+`relays` is there for a managed relay whose Service has plain addresses. kube-proxy knows them, and sends what a node itself
+connects there straight to a pod: no way for a node that reaches pods through the mesh, which needs the relay. The kernel
+translates a connection once: a translation of an address to itself, before kube-proxy's, keeps it as it is. Only our own
+sockets have our mark.
+
 `unmark` clears our fwmark once routing is decided: it contains 0x4000, kube-proxy's masquerade bit, which would give
 WireGuard a random source port.
 
@@ -93,12 +98,14 @@ class SteeringPlan:
         probe_port: the port of the agent's probe socket.
         peers: entries, by virtual port.
         inside: what goes through the mesh by the addresses of Nodes.
+        relays: what our own connections reach as it is, whatever kube-proxy knows of it; IPv4.
     """
 
     listen_port: int
     probe_port: int
     peers: Mapping[int, PeerSteering]
     inside: Inside = Inside()
+    relays: frozenset[Endpoint] = frozenset()
 
     @cached_property
     def maps(self) -> Elements:
@@ -107,10 +114,16 @@ class SteeringPlan:
 
 
 def plan_of(
-    listen_port: int, probe_port: int, peers: Iterable[PeerSteering], inside: Inside | None = None
+    listen_port: int,
+    probe_port: int,
+    peers: Iterable[PeerSteering],
+    inside: Inside | None = None,
+    relays: Iterable[Endpoint] = (),
 ) -> SteeringPlan:
     """Make a plan of entries in any order."""
-    return SteeringPlan(listen_port, probe_port, {peer.virtual_port: peer for peer in peers}, inside or Inside())
+    entries = {peer.virtual_port: peer for peer in peers}
+    kept = frozenset(relay for relay in relays if relay.ip.version == 4)
+    return SteeringPlan(listen_port, probe_port, entries, inside or Inside(), kept)
 
 
 def elements(plan: SteeringPlan) -> Elements:
@@ -170,7 +183,7 @@ table ip {TABLE} {{
   type filter hook postrouting priority srcnat - 1; policy accept;
   meta mark {FWMARK:#x} meta mark set 0
  }}
-{_answers(plan.inside)}{_tunnels(plan.inside)}}}
+{_answers(plan.inside)}{_tunnels(plan.inside)}{_relays(plan.relays)}}}
 """
 
 
@@ -199,6 +212,19 @@ def _tunnels(inside: Inside) -> str:
 """
 
 
+def _relays(relays: Collection[Endpoint]) -> str:
+    if not relays:
+        return ""
+    lines = (
+        f"  meta mark {FWMARK:#x} ip daddr {relay.ip} tcp dport {relay.port} dnat to {relay}\n"
+        for relay in sorted(relays)
+    )
+    return f""" chain relays {{
+  type nat hook output priority -101; policy accept;
+{"".join(lines)} }}
+"""
+
+
 def _set(addresses: Collection[IPv4Address]) -> str:
     return f"{{ {', '.join(map(str, sorted(addresses)))} }}"
 
@@ -208,7 +234,7 @@ def render_change(old: SteeringPlan, new: SteeringPlan) -> str | None:
 
     Empty when they are equal; None when the rules differ, which takes a replacement of the whole.
     """
-    if (old.listen_port, old.probe_port, old.inside) != (new.listen_port, new.probe_port, new.inside):
+    if _rules(old) != _rules(new):
         return None
     before, after = old.maps, new.maps
     lines = []
@@ -220,6 +246,10 @@ def render_change(old: SteeringPlan, new: SteeringPlan) -> str | None:
         if come:
             lines.append(f"add element ip {TABLE} {name} {{ {_pairs(come)} }}")
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def _rules(plan: SteeringPlan) -> object:
+    return plan.listen_port, plan.probe_port, plan.inside, plan.relays
 
 
 def _elements(entries: Mapping[str, str]) -> str:

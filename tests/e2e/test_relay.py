@@ -93,15 +93,14 @@ def test_a_rollout_of_the_relays_is_not_missed(relayed: Any, timeline: Any) -> N
 
 
 @contextlib.contextmanager
-def _load_balancer(mesh: Any, probes: Any, node: str, port: int) -> Iterator[str]:
+def _load_balancer(mesh: Any, probes: Any, node: str, port: int, mode: str) -> Iterator[str]:
     """Stand in for a cloud: take connections on a port of the node, and say so in the Service's status."""
     cluster = mesh.cluster
     address = address_of(cluster.get("node", node))
     service = cluster.get("service", "wirekube-relay", "-n", NAMESPACE)
     name = probes.leave(node, "forward", str(port), address, str(service["spec"]["ports"][0]["nodePort"]))
     try:
-        # Proxy: not even kube-proxy takes a short cut to the pods, which not every node reaches.
-        ingress = [{"ip": address, "ipMode": "Proxy"}]
+        ingress = [{"ip": address, "ipMode": mode}]
         patch = {"status": {"loadBalancer": {"ingress": ingress}}}
         cluster.patch("service", "wirekube-relay", patch, "-n", NAMESPACE, "--subresource=status")
         yield f"{address}:{port}"
@@ -109,8 +108,12 @@ def _load_balancer(mesh: Any, probes: Any, node: str, port: int) -> Iterator[str
         probes.end(name)
 
 
-def test_a_load_balancer(mesh: Any, probes: Any, public: str) -> None:
-    """Its address is published once it is there, and carries what is relayed."""
+@pytest.mark.parametrize("mode", ["Proxy", "VIP"])
+def test_a_load_balancer(mesh: Any, probes: Any, public: str, mode: str) -> None:
+    """Its address is published once it is there, and carries what is relayed.
+
+    VIP, which most clouds say: kube-proxy on each node takes a short cut to the pods, which not every node reaches.
+    """
     port = 13478
     mesh.cluster.run("label", "node", public, f"{LABEL_RELAY}=true")  # where the load balancer finds it
     mesh.set(relay={"mode": "always", "managed": {"serviceType": "LoadBalancer", "port": port}})
@@ -120,7 +123,7 @@ def test_a_load_balancer(mesh: Any, probes: Any, public: str) -> None:
             lambda: mesh.cluster.get("service", "wirekube-relay", "-n", NAMESPACE)["spec"]["type"] == "LoadBalancer",
             30,
         )
-        with _load_balancer(mesh, probes, public, port) as endpoint:
+        with _load_balancer(mesh, probes, public, port, mode) as endpoint:
             mesh.cluster.until("its address is published", lambda: mesh.relays().get("endpoints") == [endpoint], 60)
             mesh.cluster.until("every pair is relayed", lambda: set(mesh.paths().values()) == {"Relayed"}, 120)
             mesh.cluster.until("pairs answer", lambda: mesh.unanswered() == [], 60)

@@ -208,6 +208,14 @@ def test_both_legs_are_heard_whichever_is_sent_by(
     assert table.peers == {1024: PeerSteering(1024, send_to, send_from, frozenset(accept))}
 
 
+def test_of_relays_only_a_managed_one_with_plain_addresses_is_kept_from_kube_proxy() -> None:
+    named = [("wirekube-relay", "203.0.113.80:3478"), ("relay.example.com:3478", "203.0.113.81:3478")]
+    relays = [{"name": name, "endpoints": [endpoint]} for name, endpoint in named]
+    parsed = parse_mesh({**MESH, "status": {**MESH["status"], "relays": relays}})
+    assert isinstance(parsed, MeshFacts)
+    assert steering_plan(parsed, (), {}, {}, {}, {}, 40001).relays == {Endpoint.parse("203.0.113.80:3478")}
+
+
 def test_a_peer_brings_its_networks() -> None:
     (found,) = facts(peer(1) | {"spec": {"addresses": ["198.18.0.1/32"], "allowedIPs": ["10.7.0.0/16"]}}).values()
     assert found.networks == {ip_network("198.18.0.1/32"), ip_network("10.7.0.0/16")}

@@ -154,6 +154,17 @@ def test_answers_of_addresses_outside_are_marked_and_only_then_are_connections_t
     assert render_change(bare, plan) is render_change(plan, bare) is None
 
 
+def test_only_relays_with_an_address_that_kube_proxy_knows_make_connections_tracked() -> None:
+    relays = [Endpoint.of("203.0.113.81", 3478), Endpoint.of("203.0.113.80", 443), Endpoint.of("2001:db8::1", 443)]
+    plain, plan = plan_of(51820, 40000, []), plan_of(51820, 40000, [], relays=relays)
+    assert "type nat" not in render(plain)
+    assert re.findall(r"ip daddr (\S+) tcp dport (\d+) dnat to (\S+)", render(plan)) == [
+        ("203.0.113.80", "443", "203.0.113.80:443"),
+        ("203.0.113.81", "3478", "203.0.113.81:3478"),
+    ]
+    assert render_change(plain, plan) is None
+
+
 def test_what_a_tunnel_sends_to_a_nodes_address_is_routed_again() -> None:
     plan = plan_of(51820, 40000, [], Inside("wk", frozenset({IPv4Address("10.0.0.9")})))
     assert 'oifname != "wk" meta mark != 0x574b ip daddr { 10.0.0.9 } meta mark set 0x574c' in render(plan)
