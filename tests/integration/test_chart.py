@@ -217,7 +217,10 @@ def gone(prepared: Any, ours: Any, end_namespaces: Any) -> Callable[[], None]:
         end_namespaces(prepared)
         return bool(ours(prepared) == RELEASE_NAMESPACE)
 
-    return lambda: eventually(check, GONE_SECONDS, "nothing is left") and None
+    def wait() -> None:
+        eventually(check, GONE_SECONDS, "nothing is left")
+
+    return wait
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Taking it off a cluster whose operator is gone: nothing waits for it, and nothing of ours is left.
 
-The API server has no controller manager, so what only that does is done here by hand: the end of a namespace.
+The API server has no controller manager, so what only that does is done here by hand: the end of a namespace, and of what
+the operator made for the Mesh.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def used_and_then_without_operator(plane: Any, folder: Path) -> None:
     """Let the operator make what it makes, and kill it so that it cannot say goodbye."""
     plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     mesh = {"apiVersion": "wirekube.io/v1alpha1", "kind": "WireKubeMesh", "metadata": {"name": "default"}}
+    mesh |= {"spec": {"relay": {"provider": "managed", "managed": {}}}}
     plane.kubectl("apply", "-f", "-", input=json.dumps(mesh))
     for name in NODES:
         metadata = {"name": name, "labels": {"wirekube.io/vpn-enabled": "true"}}
@@ -55,6 +57,7 @@ def used_and_then_without_operator(plane: Any, folder: Path) -> None:
     process = operator(plane, folder)
     try:
         eventually(lambda: set(names(plane, "wirekubepeers")) >= set(NODES), 40.0)
+        eventually(lambda: "wirekube-relay" in names(plane, "deployments"), 40.0)
         eventually(lambda: '"conditions"' in plane.kubectl("get", "wkmesh", "default", "-o", "json").stdout)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -62,12 +65,25 @@ def used_and_then_without_operator(plane: Any, folder: Path) -> None:
 
 
 def names(plane: Any, kind: str) -> list[str]:
-    return [each.partition("/")[2] for each in plane.kubectl("get", kind, "-o", "name").stdout.split()]
+    return [each.partition("/")[2] for each in plane.kubectl("get", kind, "-n", NAMESPACE, "-o", "name").stdout.split()]
 
 
 def outside(left: set[str], namespaces: set[str]) -> set[str]:
     """Return what does not go with these namespaces."""
     return {each for each in left if not {*each.split("/")} & namespaces}
+
+
+def collect(plane: Any, left: set[str]) -> set[str]:
+    """Delete what belongs to the Mesh, which is gone, as the garbage collector would; return the others."""
+    kept = set()
+    for each in left:
+        kind, _, name = each.split("/")
+        found = json.loads(plane.kubectl("get", kind, name, "-o", "json").stdout)
+        if {owner["kind"] for owner in found["metadata"].get("ownerReferences", [])} != {"WireKubeMesh"}:
+            kept.add(each)
+        else:
+            plane.kubectl("delete", kind, name)
+    return kept
 
 
 def test_kubectl_delete_ends_without_the_operator(plane: Any, ours: Any, end_namespaces: Any, tmp_path: Path) -> None:
@@ -81,7 +97,7 @@ def test_kubectl_delete_ends_without_the_operator(plane: Any, ours: Any, end_nam
     left = eventually(lambda: ours(plane))
     gone = end_namespaces(plane)
     assert NAMESPACE in gone
-    assert outside(left, gone) == set()
+    assert collect(plane, outside(left, gone)) == set()
     eventually(lambda: ours(plane) == set())
 
 
@@ -97,5 +113,5 @@ def test_helm_uninstall_ends_without_the_operator(
     plane.kubectl("wait", "--for=delete", f"--timeout={SECONDS:.0f}s", "crd", "--all")
     assert time.monotonic() - begin < SECONDS
     left = eventually(lambda: ours(plane))
-    assert outside(left, end_namespaces(plane)) == set()
+    assert collect(plane, outside(left, end_namespaces(plane))) == set()
     eventually(lambda: ours(plane) == set())
