@@ -16,7 +16,7 @@ from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
 
 from ..telemetry import Telemetry, names
 from ..telemetry.logs import get_logger
-from .errors import ApiError
+from .errors import ApiError, Forbidden, Throttled, Unauthorized, Unavailable
 from .objects import Key
 from .queue import HIGH, LOW, WorkQueue
 from .reflector import Event, Reflector
@@ -25,6 +25,9 @@ log = get_logger("controller")
 
 # Links of one span: a key that many things have touched keeps the latest.
 MOST_CAUSES = 8
+# What is wrong with the server or with our rights, and not with the key, ends without an event that would queue it.
+_SERVER_TROUBLE = (Forbidden, Throttled, Unauthorized, Unavailable)
+LONGEST_SERVER_PAUSE = 8.0
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,9 @@ class Controller:
             self._failed(key, span, error, None)
             return "terminal"
         except Exception as error:
-            retry_after = error.retry_after if isinstance(error, ApiError) else None
-            self._failed(key, span, error, self.queue.add_rate_limited(key, retry_after or 0.0))
+            at_least = error.retry_after or 0.0 if isinstance(error, ApiError) else 0.0
+            at_most = LONGEST_SERVER_PAUSE if isinstance(error, _SERVER_TROUBLE) else float("inf")
+            self._failed(key, span, error, self.queue.add_rate_limited(key, at_least, at_most))
             return "error"
         self.queue.backoff.forget(key)
         if result.after is None:

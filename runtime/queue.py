@@ -131,6 +131,20 @@ class ItemBackoff(Generic[K]):
         self._failures.pop(key, None)
 
 
+class RetryBudget:
+    """Spread the retries of all keys together: a burst at once, then so many in a second; pure."""
+
+    def __init__(self, rate: float = 10.0, burst: float = 100.0) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._next = float("-inf")
+
+    def reserve(self, now: float) -> float:
+        """Take the next free place; return the seconds until then."""
+        self._next = max(self._next, now - self._burst / self._rate) + 1 / self._rate
+        return max(0.0, self._next - now)
+
+
 class WorkQueue(Generic[K]):
     """A `QueueState` that workers of one event loop can wait on, with client-go's metrics.
 
@@ -151,6 +165,7 @@ class WorkQueue(Generic[K]):
     ) -> None:
         self.state: QueueState[K] = QueueState()
         self.backoff = backoff or ItemBackoff()
+        self._budget = RetryBudget()
         self._clock = clock
         self._wake = anyio.Event()
         self._labels = {"name": name, "controller": name}
@@ -176,9 +191,15 @@ class WorkQueue(Generic[K]):
             self._adds.add(1, self._labels)
             self._notify()
 
-    def add_rate_limited(self, key: K, at_least: float = 0.0) -> float:
-        """Add a key that has failed, after its back-off; return the seconds until then."""
-        delay = max(self.backoff.next(key), at_least)
+    def add_rate_limited(self, key: K, at_least: float = 0.0, at_most: float = float("inf")) -> float:
+        """Add a key that has failed; return the seconds until it is ready.
+
+        Args:
+            key: to add.
+            at_least: seconds.
+            at_most: cuts the key's back-off, but neither `at_least` nor what many keys that fail wait for each other.
+        """
+        delay = max(min(self.backoff.next(key), at_most), at_least, self._budget.reserve(self._clock()))
         self._retries.add(1, self._labels)
         self.add_after(key, delay)
         return delay

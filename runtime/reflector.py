@@ -29,8 +29,8 @@ SHORTEST_WATCH = 1.0
 # One that has stood for so long was well: its end is a new trouble, not more of an old one.
 STABLE_WATCH = 10.0
 FIRST_PAUSE = 0.8
-LONGEST_PAUSE = 30.0
-# A server that answers again is to be followed within 10 s, however long it was away.
+# A server that answers again is to be followed within 10 s, however long it was away or had nothing but errors.
+LONGEST_PAUSE = 8.0
 LONGEST_PAUSE_UNREACHABLE = 5.0
 # A CRD is usually installed within seconds of its first reader.
 LONGEST_PAUSE_UNSERVED = 5.0
@@ -46,10 +46,10 @@ class Pause:
         self._failures = 0
 
     def next(self) -> float:
-        """Return the seconds to wait after one more failure: between once and twice 0.8 s * 2^n, at most 30 s."""
-        base = min(self._longest, self._first * 2 ** min(self._failures, 16))
+        """Return the seconds to wait after one more failure: between once and twice 0.8 s * 2^n or half the longest."""
+        base = min(self._longest / 2, self._first * 2 ** min(self._failures, 16))
         self._failures += 1
-        return float(min(self._longest, base * (1 + self._rng.random())))
+        return float(base * (1 + self._rng.random()))
 
     def reset(self) -> None:
         """Forget the failures."""

@@ -8,9 +8,10 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from wirekube import telemetry
-from wirekube.runtime.client import Key, Throttled
+from wirekube.runtime.client import Forbidden, Key, Throttled, Unauthorized, Unavailable
 from wirekube.runtime.controller import Controller, Result, TerminalError
 from wirekube.runtime.manager import Manager
+from wirekube.runtime.queue import WorkQueue
 
 A: Key = ("", "a")
 
@@ -74,6 +75,36 @@ async def test_failures_back_off_and_success_forgets() -> None:
     assert script.runs == [A] * 3
     assert controller.queue.backoff.failures(A) == 0
     tele.shutdown()
+
+
+@pytest.mark.parametrize("error", [Unavailable(503, "no"), Forbidden(403, "no"), Unauthorized(401, "no")])
+async def test_trouble_of_the_server_does_not_add_up_to_a_long_pause(error: Exception) -> None:
+    script = Script(error, Result(after=1000))
+    controller = Controller("c", script, telemetry=telemetry.noop())
+    for _ in range(30):
+        controller.queue.backoff.next(A)
+    controller.enqueue(A)
+    async with anyio.create_task_group() as group:
+        group.start_soon(controller.run)
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    due = controller.queue.state.next_time()
+    assert due is not None
+    assert 1 < due - controller.queue._clock() <= 8
+
+
+def test_many_keys_that_fail_are_spread() -> None:
+    now = 0.0
+    queue: WorkQueue[int] = WorkQueue("q", telemetry.noop(), clock=lambda: now)
+    for number in range(1000):
+        queue.add_rate_limited(number, at_most=8)
+    for _ in range(12):
+        queue.add_rate_limited(0, at_most=8)
+    due = sorted(entry.ready_at for entry in queue.state._entries.values())
+    assert due[99] < 1
+    assert due[500] > 30
+    now = 200.0
+    assert queue.add_rate_limited(1, at_most=8) < 1
 
 
 async def test_a_throttled_run_waits_as_asked() -> None:

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator behind an API server that is slow, refuses or talks nonsense: it bears it, and is back within 10 s."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from faultproxy import Fault, FaultProxy, Request
+from operators import API, NAMESPACE, Operator, World
+from ports import free_ports
+
+from wirekube.lab.controlplane import ControlPlane
+from wirekube.lab.wait import eventually, until
+
+# Operators start in some seconds, on a busy machine in many.
+pytestmark = pytest.mark.timeout(240)
+
+BACK = 10.0  # seconds from a server that answers again to a Peer for a new Node
+NOISE = 3.0  # of a busy machine, and of kubectl, which asks for the Peer
+TROUBLE = 6.0
+NAMES = (f"rb-{number}" for number in itertools.count())
+EXPIRED = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+
+
+@pytest.fixture(scope="module")
+def world(control_plane: ControlPlane) -> Iterator[World]:
+    world = World(control_plane)
+    world.install()
+    yield world
+    world.clean()
+
+
+@pytest.fixture(scope="module")
+def proxy(world: World) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(world.plane)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="module")
+def operator(world: World, proxy: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """One operator for all of the troubles: it must live through them one after the other."""
+    folder = tmp_path_factory.mktemp("operator")
+    world.plane.service_account_kubeconfig(
+        NAMESPACE, "wirekube-operator", None, folder / "kubeconfig", server=proxy.url
+    )
+    operator = Operator(str(folder / "kubeconfig"), folder / "log", *free_ports(1))
+    eventually(operator.leads, 30, "it leads")
+    eventually(operator.ready, 30, "it is ready")
+    world.joins(next(NAMES))
+    yield operator
+    assert operator.end() == 0
+    assert "Traceback" not in operator.log()
+
+
+def all_but_leases(fault: Fault) -> Callable[[Request], Fault | None]:
+    return lambda request: None if request.lease else fault
+
+
+def watches(fault: Fault) -> Callable[[Request], Fault | None]:
+    return lambda request: fault if request.watch else None
+
+
+def writes(fault: Fault) -> Callable[[Request], Fault | None]:
+    return lambda request: fault if request.method != "GET" and not request.lease else None
+
+
+@pytest.mark.parametrize(
+    ("fault", "most"),
+    [
+        pytest.param(all_but_leases(Fault(status=500)), 60, id="500"),
+        pytest.param(all_but_leases(Fault(status=503)), 60, id="503"),
+        pytest.param(all_but_leases(Fault(status=429, headers={"Retry-After": "2"})), 30, id="429"),
+        pytest.param(all_but_leases(Fault(status=401)), 60, id="401"),
+        pytest.param(all_but_leases(Fault(status=403)), 60, id="403"),
+        pytest.param(all_but_leases(Fault(delay=4)), 60, id="slow"),
+        pytest.param(watches(Fault(status=410)), 60, id="410"),
+        pytest.param(watches(Fault(event={"type": "ERROR", "object": EXPIRED})), 60, id="410-in-the-stream"),
+        pytest.param(watches(Fault(cut="start")), 60, id="watches-end-at-once"),
+        pytest.param(watches(Fault(cut="line")), 90, id="watches-end-within-a-line"),
+        pytest.param(watches(Fault(event={"type": "ADDED", "object": {"metadata": None}})), 60, id="nonsense"),
+        pytest.param(watches(Fault(event={"no": "type"})), 60, id="no-event"),
+        pytest.param(writes(Fault(status=500)), 60, id="no-writes"),
+    ],
+)
+def test_it_bears_it_and_is_back(
+    world: World, proxy: FaultProxy, operator: Operator, fault: Callable[[Request], Fault | None], most: int
+) -> None:
+    proxy.breaks(fault)
+    before = len(proxy.requests)
+    name = next(NAMES)
+    world.node(name)
+    eventually(lambda: len(proxy.faulted) >= 2, 20, "the trouble is there")
+    until(lambda: False, TROUBLE)
+    asked = [request for request in proxy.requests[before:] if not request.lease]
+    assert len(asked) < most, asked
+    assert operator.process.poll() is None
+    proxy.heals()
+    eventually(lambda: world.get("wkpeer", name), BACK + NOISE, "the Node that came meanwhile has its Peer")
+    world.joins(next(NAMES), BACK + NOISE)
+    assert operator.leads()
+
+
+def test_long_trouble_does_not_make_it_slow(world: World, proxy: FaultProxy, operator: Operator) -> None:
+    """Pauses that double for a minute and a half would be longer than that by then."""
+    proxy.breaks(all_but_leases(Fault(status=503)))
+    world.node(name := next(NAMES))
+    until(lambda: False, 60)
+    proxy.heals()
+    eventually(lambda: world.get("wkpeer", name), BACK + NOISE)
+    proxy.breaks(writes(Fault(status=500)))
+    world.node(name := next(NAMES))
+    until(lambda: False, 60)
+    proxy.heals()
+    eventually(lambda: world.get("wkpeer", name), BACK + NOISE)
+
+
+def test_rights_that_are_taken_and_given_back(world: World, proxy: FaultProxy, operator: Operator) -> None:
+    binding = world.kubectl("get", "clusterrolebinding", "wirekube-operator", "-o", "json").stdout
+    world.kubectl("delete", "clusterrolebinding", "wirekube-operator")
+    before = len(proxy.requests)
+    proxy.cut()
+    world.node(name := next(NAMES))
+    eventually(lambda: "is forbidden" in operator.log(), 20)
+    until(lambda: False, TROUBLE)
+    assert len([request for request in proxy.requests[before:] if not request.lease]) < 60
+    assert world.get("wkpeer", name) is None
+    made = json.loads(binding)
+    made["metadata"] = {"name": made["metadata"]["name"]}
+    world.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=json.dumps(made))
+    eventually(lambda: world.get("wkpeer", name), BACK + NOISE)
+
+
+def test_a_peer_that_passed_an_older_schema_harms_itself_alone(world: World, operator: Operator) -> None:
+    crd = world.get("crd", "wirekubepeers.wirekube.io")
+    loose = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    versions = [each | {"schema": {"openAPIV3Schema": loose}} for each in crd["spec"]["versions"]]
+    patch = json.dumps({"spec": {"versions": versions}})
+    world.kubectl("patch", "crd", "wirekubepeers.wirekube.io", "--type=merge", "-p", patch)
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "malformed", "uid": "no-uid"}
+    malformed = {
+        "apiVersion": API,
+        "kind": "WireKubePeer",
+        "metadata": {"name": "malformed", "ownerReferences": [owner]},
+        "spec": {"addresses": {"a": 1}, "allowedIPs": 5, "endpoint": ["x"], "podCIDRs": "10.0.0.0/8"},
+        "status": {"publicKey": 7, "conditions": "none", "candidates": {"x": None}},
+    }
+    try:
+        # The schema is in force some moments after it is written.
+        eventually(
+            lambda: world.kubectl("create", "-f", "-", input=json.dumps(malformed), check=False).returncode == 0, 20
+        )
+        world.kubectl(
+            "replace", "--subresource=status", "-f", "-", check=False,
+            input=json.dumps(malformed | {"status": malformed["status"]}),
+        )  # fmt: skip
+    finally:
+        world.install_crds()
+    world.joins(next(NAMES), BACK + NOISE)
+    world.node("malformed")
+    world.joins(next(NAMES), BACK + NOISE)
+    assert operator.process.poll() is None
+    assert operator.leads()
+    assert "Traceback" not in operator.log()
