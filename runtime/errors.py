@@ -102,9 +102,11 @@ def from_response(status: int, body: bytes, headers: Mapping[str, str]) -> ApiEr
 
 def from_status(status: Mapping[str, Any], retry_after: float | None = None) -> ApiError:
     """Make the error of a Kubernetes `Status` object, as in an answer or in the `ERROR` event of a watch."""
-    details = status.get("details") or {}
-    reason = str(status.get("reason") or "")
-    code = int(status.get("code") or (410 if reason in {"Expired", "Gone"} else 500))
+    details = status.get("details")
+    details = details if isinstance(details, dict) else {}
+    reason, code = str(status.get("reason") or ""), status.get("code")
+    if not isinstance(code, int) or not code:
+        code = 410 if reason in {"Expired", "Gone"} else 500
     asked = _seconds(details.get("retryAfterSeconds"))
     message = str(status.get("message") or reason or f"HTTP status {code}")
     error = _make(code, message, reason, retry_after if asked is None else asked)

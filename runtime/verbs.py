@@ -7,12 +7,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 from urllib.parse import quote
 
 import httpx
 
-from .errors import Gone, from_response, from_status
+from .errors import Gone, Unavailable, from_response, from_status
 from .objects import Kind, Object
 
 Objects = list[Object]
@@ -76,8 +76,10 @@ class Verbs(ABC):
             page = await self._request("GET", kind.group_version, kind.plural, namespace=namespace, params=params)
             # Items of built-in kinds come without the two.
             base = {"apiVersion": kind.group_version, "kind": kind.kind}
-            items += [base | item for item in page.get("items") or []]
-            metadata = page.get("metadata") or {}
+            found, metadata = page.get("items") or [], page.get("metadata") or {}
+            if not (isinstance(found, list) and all(map(_is_object, found)) and isinstance(metadata, dict)):
+                raise Unavailable(200, f"the answer is no list of {kind.plural}")
+            items += [base | item for item in found]
             if not metadata.get("continue"):
                 return items, str(metadata.get("resourceVersion") or "")
             params = {**params, "continue": metadata["continue"]}
@@ -112,10 +114,7 @@ class Verbs(ABC):
             if on_open is not None:
                 on_open()
             async for line in response.aiter_lines():
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise from_status(event["object"])
-                yield event["type"], event["object"]
+                yield _event(line)
 
     async def create(self, kind: Kind, obj: Object, *, field_manager: str) -> Object:
         """Create an object; AlreadyExists if its name is taken."""
@@ -175,6 +174,31 @@ class Verbs(ABC):
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         await self._request("DELETE", kind.group_version, _url(kind, name), namespace=namespace, body=options)
+
+
+def _event(line: str) -> tuple[str, Object]:
+    """Read one line of a watch.
+
+    Raises:
+        ApiError: it is an ERROR event.
+        Unavailable: it is nothing that a watch sends.
+        ValueError: it is not JSON.
+    """
+    event = json.loads(line)
+    change, obj = (event.get("type"), event.get("object")) if isinstance(event, dict) else (None, None)
+    if change == "ERROR" and isinstance(obj, dict):
+        raise from_status(obj)
+    if not (isinstance(change, str) and _is_object(obj, named=change != "BOOKMARK")):
+        raise Unavailable(200, "the watch sent something that is no event")
+    return change, obj
+
+
+def _is_object(value: object, *, named: bool = True) -> TypeGuard[Object]:
+    """Whether this is what stores and handlers rely on: metadata with a version and a name."""
+    metadata = value.get("metadata") if isinstance(value, dict) else None
+    if not (isinstance(metadata, dict) and isinstance(metadata.get("resourceVersion"), str)):
+        return False
+    return not named or isinstance(metadata.get("name"), str)
 
 
 def _url(kind: Kind, name: str, subresource: str = "") -> str:

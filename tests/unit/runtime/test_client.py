@@ -148,6 +148,54 @@ async def test_a_truncated_event_is_unavailable(stub: Any, client: Client) -> No
             pytest.fail("there is no event")
 
 
+NONSENSE = [
+    "null",
+    "[]",
+    {"no": "type"},
+    {"type": "ADDED"},
+    {"type": "ADDED", "object": []},
+    {"type": "ADDED", "object": {"metadata": None}},
+    {"type": "ADDED", "object": {"metadata": {"name": "a"}}},
+    {"type": "ADDED", "object": {"metadata": {"resourceVersion": "5"}}},
+    {"type": "ERROR", "object": {"kind": "Status", "code": "x", "details": []}},
+    {"type": "ERROR", "object": 5},
+]
+
+
+@pytest.mark.parametrize("line", NONSENSE)
+async def test_nonsense_in_a_watch_is_unavailable(stub: Any, client: Client, line: Any) -> None:
+    stub.watch(line if isinstance(line, dict) else line + "\n")
+    with pytest.raises(Unavailable):
+        async for _ in client.watch(THING, resource_version="1"):
+            pytest.fail("there is no event")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        {"items": 5},
+        {"items": [5]},
+        {"items": [{"metadata": None}]},
+        {"items": [{"metadata": {"name": "a"}}]},
+        {"items": [], "metadata": [1]},
+    ],
+)
+async def test_nonsense_in_a_list_is_unavailable(stub: Any, client: Client, answer: Any) -> None:
+    stub.answer(200, answer)
+    with pytest.raises(Unavailable):
+        await client.list(THING)
+
+
+@pytest.mark.parametrize(
+    "answer", ["[]", "null", '{"kind": "Status", "details": 5}', '{"kind": "Status", "details": [1]}']
+)
+async def test_nonsense_in_an_error_is_that_error(stub: Any, client: Client, answer: str) -> None:
+    stub.answer(503, answer)
+    with pytest.raises(Unavailable):
+        await client.list(THING)
+
+
 async def test_writes_say_what_the_api_needs(stub: Any, client: Client) -> None:
     obj = {"metadata": {"name": "a", "namespace": "n", "managedFields": [1]}, "status": {}}
     for _ in range(5):
