@@ -30,10 +30,11 @@ class Operator:
         kubeconfig: what it connects with.
         log: path of its log, made new.
         port: of its health server.
+        more: other variables.
     """
 
-    def __init__(self, kubeconfig: str, log: Path, port: int) -> None:
-        environment = os.environ | {"KUBECONFIG": kubeconfig, "WIREKUBE_HEALTH": f"127.0.0.1:{port}"}
+    def __init__(self, kubeconfig: str, log: Path, port: int, **more: str) -> None:
+        environment = os.environ | {"KUBECONFIG": kubeconfig, "WIREKUBE_HEALTH": f"127.0.0.1:{port}"} | more
         self._log, self._port = log, port
         with log.open("wb") as output:
             self.process = subprocess.Popen(
