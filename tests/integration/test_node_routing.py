@@ -60,6 +60,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(control_plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     kubectl = control_plane.kubectl
+    kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
     kubectl("apply", "--server-side", "-k", str(ROOT / "config/crd"))
     kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     slices = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4"}

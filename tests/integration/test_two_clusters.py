@@ -37,6 +37,7 @@ class Side:
 
     def __init__(self, plane: ControlPlane, own: str, log: Path, spec: dict[str, Any]) -> None:
         self.plane, self.kubectl, self.log = plane, plane.kubectl, log
+        self.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
         self.kubectl("apply", "--server-side", "-k", str(ROOT / "config/crd"))
         self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
         mesh = {"apiVersion": API, "kind": "WireKubeMesh", "metadata": {"name": "default"}, "spec": spec}
