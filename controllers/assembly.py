@@ -34,7 +34,7 @@ from .slices import SliceReconciler
 
 COMPONENT = "wirekube.io/operator"
 RESYNC = 600.0
-WORKERS = 8  # of the controllers that write an object for each node: most of their time they wait for answers
+WORKERS = 4  # of the controllers that write an object for each node: most of their time they wait for answers
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,14 @@ from .kinds import MESH_KEY, PEER, conditions_of, now_iso, seniority, status_of,
 from .networks import routing_of
 from .nodes import EndpointError, annotated_endpoint, wants_mesh
 from .peers import ours
-from .readiness import READY, Silence, judge_ready, shows_silence, time_to_report
+from .readiness import READY, REPORT_SECONDS, Silence, judge_ready, shows_silence, time_to_report
 from .verdicts import NOT_REQUESTED, Verdict, conditions, transitions, unchanged
 
 ENDPOINT_ACCEPTED = "EndpointAccepted"
 OWNED = (KEY_ACCEPTED, ENDPOINT_ACCEPTED, *networks.CONDITIONS, READY)
+
+# Most agents report at once: of a thousand nodes that join, a thousand writes less that say that nothing is known yet.
+PATIENCE = 3.0
 
 BY_KEY = "publicKey"
 _LONGEST_MESSAGE = 1000
@@ -100,6 +103,8 @@ class PeerStatusReconciler:
         if peer is None or peer["metadata"].get("deletionTimestamp"):
             return Result()
         left = time_to_report(peer, self._clock())
+        if not conditions_of(peer) and left > REPORT_SECONDS - PATIENCE:
+            return Result(left - (REPORT_SECONDS - PATIENCE))
         verdicts = self._judge(key, peer, overdue=left <= 0)
         again = Result(left if left > 0 else None)
         wanted = conditions(peer, verdicts, now_iso())

@@ -47,6 +47,7 @@ class Figures:
         count: of nodes.
         labelling: seconds from the first label to the last.
         joined: seconds from the last label to the last agent that knows all.
+        join_cpu: seconds of processor of each process, from the first label until then.
         changes: seconds from a node's new address to each other agent's knowing it.
         a_change: requests, watch events and seconds of the operator's processor for one change.
         idle: seconds of the steady state.
@@ -60,6 +61,7 @@ class Figures:
     count: int
     labelling: float
     joined: float
+    join_cpu: dict[str, float]
     changes: tuple[float, ...]
     a_change: tuple[float, float, float]
     idle: float
@@ -88,12 +90,19 @@ def percentile(values: Sequence[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
-async def join(here: World) -> tuple[float, float]:
-    """Label all Nodes; return the seconds that labelling took, and from the last label to the last agent's knowing all."""
+async def join(here: World) -> tuple[float, float, dict[str, float]]:
+    """Label all Nodes.
+
+    Returns:
+        Seconds of labelling, seconds from the last label to the last agent that knows all, and each process's seconds of
+        processor.
+    """
     here.tell(expect=len(here.names))
+    before = here.usage()
     first, last = await here.label()
     known = await here.answers("known", MOST_SECONDS)
-    return last - first, max(each["at"] for each in known) - last
+    cpu = {name: each.cpu - before[name].cpu for name, each in here.usage().items()}
+    return last - first, max(each["at"] for each in known) - last, cpu
 
 
 async def change(here: World, name: str, endpoint: str) -> list[float]:
@@ -132,7 +141,7 @@ async def measure(count: int, number: int, idle: float, progress: Progress) -> F
             details.append("started")
         try:
             with progress.step(f"{count} nodes: join") as details:
-                labelling, joined = await join(here)
+                labelling, joined, join_cpu = await join(here)
                 details.append(f"{joined:.1f} s after the last label")
             await asyncio.sleep(SETTLE_SECONDS)
             with progress.step(f"{count} nodes: {number} changes of an address") as details:
@@ -150,7 +159,18 @@ async def measure(count: int, number: int, idle: float, progress: Progress) -> F
     changed = tuple(sorted(each for each in versions if versions.get(each) != versions_after.get(each)))
     done = requests_after - requests - Counter({("LIST", what): 1 for what in WATCHED})
     return Figures(
-        count, labelling, joined, times, a_change, seconds, done, events_after - events, changed, before, after
+        count,
+        labelling,
+        joined,
+        join_cpu,
+        times,
+        a_change,
+        seconds,
+        done,
+        events_after - events,
+        changed,
+        before,
+        after,
     )
 
 
@@ -160,6 +180,8 @@ def lines(found: Sequence[Figures]) -> Iterator[str]:
     yield f"{'nodes':58}" + "".join(f"{each.count:>12}" for each in found)
     yield _row("labels, first to last, s", [each.labelling for each in found])
     yield _row("last label to the last agent knowing all, s", [each.joined for each in found])
+    for name in last.join_cpu:
+        yield _row(f"joining: processor of {name}, s", [each.join_cpu[name] for each in found])
     for part, name in ((0.5, "p50"), (0.99, "p99")):
         yield _row(f"a new address known everywhere, {name}, s", [percentile(each.changes, part) for each in found])
     yield _row("a new address: requests", [each.a_change[0] for each in found])
@@ -174,7 +196,7 @@ def lines(found: Sequence[Figures]) -> Iterator[str]:
         "steady: watch events, a node and hour", [each.events / b for each, b in zip(found, hours, strict=True)], 0
     )
     yield _row("steady: writes to watched objects", [each.writes() for each in found], 0)
-    for name in last.after:
+    for name in (each for each in last.after if each != "simulators"):
         yield _row(f"steady: {name}, % of one core", [100 * each.share(name) for each in found])
         yield _row(f"steady: {name}, MiB resident", [each.after[name].rss for each in found], 0)
     yield ""

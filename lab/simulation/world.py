@@ -131,11 +131,15 @@ class World:
         return dict(line.split() for line in done.stdout.splitlines())
 
     def usage(self) -> dict[str, Usage]:
-        """Return what operator, API server, one whole agent and the simulators use."""
+        """Return what operator, one whole agent, API server and, together, the processes of light agents use."""
         assert self.operator is not None  # noqa: S101 - after `prepare`
         server = self.plane.processes.pid("kube-apiserver")
         found = {"operator": usage(self.operator.pid), "agent": usage(self.agents[-1].process.pid)}
-        return found | ({"kube-apiserver": usage(server)} if server else {})
+        found |= {"kube-apiserver": usage(server)} if server else {}
+        light = [usage(each.process.pid) for each in self.agents[:2]]
+        return found | {
+            "simulators": Usage(*(sum(getattr(one, part) for one in light) for part in ("cpu", "rss", "pss")))
+        }
 
     async def close(self) -> None:
         """End everything."""

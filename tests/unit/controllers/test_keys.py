@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from wirekube.controllers import networks
-from wirekube.controllers.keys import OWNED, PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
+from wirekube.controllers.keys import OWNED, PATIENCE, PeerStatusReconciler, add_indexes, mesh_to_peers, peer_to_peers
 from wirekube.controllers.readiness import READY_MESSAGE, REPORT_SECONDS
 from wirekube.runtime.conditions import find_condition
 from wirekube.runtime.store import Event, Store
@@ -264,3 +264,17 @@ def test_news_of_what_is_reserved_concern_who_announces_networks(world: World, f
     mapper = mesh_to_peers(world.peers)
     assert mapper(Event("MODIFIED", ("", "default"), old, new)) == [("", "b")]
     assert mapper(Event("MODIFIED", ("", "default"), old, old | {"status": {"peers": 3}})) == []
+
+
+async def test_a_new_peer_is_first_written_about_when_its_agent_has_reported_or_after_three_seconds(
+    world: World,
+) -> None:
+    world.put("a", None)
+    world.now = datetime.fromisoformat(STAMP).timestamp() + 1
+    assert await world.conditions("a") is None
+    assert world.again == PATIENCE - 1
+    world.now += world.again
+    assert shown(await world.conditions("a"), "Ready")[:2] == ("Unknown", "AgentNotReported")
+    world.put("b", OTHER, ready=True)
+    world.now = datetime.fromisoformat(STAMP).timestamp() + 1
+    assert shown(await world.conditions("b"), "Ready")[:2] == ("True", "Ready")
