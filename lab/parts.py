@@ -129,7 +129,12 @@ done
 
 def operator() -> list[str]:
     """Return a command that keeps an operator running: it ends when it loses its Lease, as with the API server."""
-    return ["sh", "-c", _KEEP_RUNNING, "operator", *PYTHON, "wirekube.controllers.main"]
+    return kept_running([*PYTHON, "wirekube.controllers.main"])
+
+
+def kept_running(argv: Sequence[str]) -> list[str]:
+    """Return a command that starts another one again whenever it ends, and ends with it on SIGTERM."""
+    return ["sh", "-c", _KEEP_RUNNING, "kept-running", *argv]
 
 
 def operator_environment(kubeconfig: Path) -> list[tuple[str, str | None]]:

@@ -30,7 +30,8 @@ class Request:
 
     @property
     def lease(self) -> bool:
-        return "/leases" in self.path
+        """Whether it concerns the operator's own Lease."""
+        return "/namespaces/wirekube-system/leases" in self.path
 
 
 @dataclass(frozen=True)
