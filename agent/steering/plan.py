@@ -30,7 +30,7 @@ and the kernel then looks for a route over that link alone. A change of the mark
 `relays` is there for a managed relay whose Service has plain addresses. kube-proxy knows them, and sends what a node itself
 connects there straight to a pod: no way for a node that reaches pods through the mesh, which needs the relay. The kernel
 translates a connection once: a translation of an address to itself, before kube-proxy's, keeps it as it is. Only our own
-sockets have our mark.
+sockets have our mark. An address of this host is kube-proxy's: nobody but it serves a node port.
 
 `unmark` clears our fwmark once routing is decided: it contains 0x4000, kube-proxy's masquerade bit, which would give
 WireGuard a random source port.
@@ -221,6 +221,7 @@ def _relays(relays: Collection[Endpoint]) -> str:
     )
     return f""" chain relays {{
   type nat hook output priority -101; policy accept;
+  fib daddr type local return
 {"".join(lines)} }}
 """
 
