@@ -83,7 +83,8 @@ class Cluster:
     @contextlib.contextmanager
     def peers(self) -> Iterator[PeersAdmission]:
         """Follow the Peers while the context lasts."""
-        admission = PeersAdmission(Reflector(self._client, PEER, telemetry=self._telemetry))
+        # In the loop: a reflector belongs to the one that it is made in.
+        admission = self._portal.call(lambda: PeersAdmission(Reflector(self._client, PEER, telemetry=self._telemetry)))
         admission.task = self._portal.start_task_soon(admission.follow)
         try:
             yield admission
