@@ -24,12 +24,7 @@ def structural(schema: Schema) -> Schema:
 
 def without_defaults(schema: Schema) -> Schema:
     """Return the schema without defaults, at any depth: a status says only what somebody has observed."""
-    out = {key: value for key, value in schema.items() if key != "default"}
-    if "properties" in out:
-        out["properties"] = {name: without_defaults(child) for name, child in out["properties"].items()}
-    if "items" in out:
-        out["items"] = without_defaults(out["items"])
-    return out
+    return _without(schema, "default")
 
 
 def without_rules(schema: Schema) -> Schema:
@@ -37,11 +32,15 @@ def without_rules(schema: Schema) -> Schema:
 
     In a long list they would also cost more than the API server allows.
     """
-    out = {key: value for key, value in schema.items() if key != "x-kubernetes-validations"}
+    return _without(schema, "x-kubernetes-validations")
+
+
+def _without(schema: Schema, keyword: str) -> Schema:
+    out = {key: value for key, value in schema.items() if key != keyword}
     if "properties" in out:
-        out["properties"] = {name: without_rules(child) for name, child in out["properties"].items()}
+        out["properties"] = {name: _without(child, keyword) for name, child in out["properties"].items()}
     if "items" in out:
-        out["items"] = without_rules(out["items"])
+        out["items"] = _without(out["items"], keyword)
     return out
 
 

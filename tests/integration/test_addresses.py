@@ -4,40 +4,27 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from operators import Operator, World
 
 from wirekube.lab.controlplane import ControlPlane
 from wirekube.lab.wait import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
-API = "wirekube.io/v1alpha1"
 NODES = [f"addr-{letter}" for letter in "abcdefgh"]  # eight, and a /29 has room for six
 
 
 class Cluster:
     def __init__(self, plane: ControlPlane, log: Path) -> None:
         self.plane, self.kubectl, self._log = plane, plane.kubectl, log
-        self._operator: subprocess.Popen[bytes] | None = None
+        self.start()
 
     def start(self) -> None:
-        environment = os.environ | {"KUBECONFIG": self.plane.kubeconfig, "WIREKUBE_HEALTH": "127.0.0.1:0"}
-        with self._log.open("ab") as output:
-            command = [sys.executable, "-m", "wirekube.controllers.main"]
-            self._operator = subprocess.Popen(command, env=environment, stderr=output)
-
-    def stop(self) -> None:
-        assert self._operator is not None
-        self._operator.send_signal(signal.SIGTERM)
-        assert self._operator.wait(20) == 0, self._log.read_text()
+        self.operator = Operator(self.plane.kubeconfig, self._log)
 
     def nodes(self, names: list[str]) -> None:
         label = {"wirekube.io/vpn-enabled": "true"}
@@ -68,17 +55,12 @@ class Cluster:
 
 @pytest.fixture
 def cluster(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Cluster]:
-    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
-    control_plane.kubectl("apply", "--server-side", "-k", str(ROOT / "config/crd"))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
-    mesh = {"apiVersion": API, "kind": "WireKubeMesh", "metadata": {"name": "default"}}
-    control_plane.kubectl("apply", "-f", "-", input=json.dumps(mesh))
+    World(control_plane).install()
     found = Cluster(control_plane, tmp_path / "log")
-    found.start()
     yield found
     control_plane.kubectl("delete", "nodes", *NODES, "--ignore-not-found")
     eventually(lambda: found.addresses() == {})
-    found.stop()
+    found.operator.stop()
     control_plane.kubectl("delete", "wkmesh", "default", "--ignore-not-found")
 
 
@@ -86,7 +68,7 @@ def test_a_node_keeps_its_address_over_restarts_of_the_operator_and_its_own_retu
     cluster.nodes(NODES)
     eventually(lambda: cluster.all_in("198.18.0.0/16", len(NODES)))
     before = cluster.addresses()
-    cluster.stop()
+    cluster.operator.stop()
     cluster.kubectl("delete", "node", "addr-a")
     cluster.start()
     eventually(lambda: "addr-a" not in cluster.addresses())

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from operators import Operator
 
 from wirekube.lab.wait import eventually
 
@@ -75,18 +72,13 @@ def cluster(control_plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
         found.apply(body)
         status = json.dumps({"status": {"addresses": listed}})
         kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", status)
-    environment = os.environ | {"KUBECONFIG": control_plane.kubeconfig, "WIREKUBE_HEALTH": "127.0.0.1:0"}
-    log = tmp_path_factory.mktemp("operator") / "log"
-    with log.open("ab") as output:
-        argv = [sys.executable, "-m", "wirekube.controllers.main"]
-        process = subprocess.Popen(argv, env=environment, stderr=output)
+    operator = Operator(control_plane.kubeconfig, tmp_path_factory.mktemp("operator") / "log")
     yield found
-    process.send_signal(signal.SIGTERM)
-    code = process.wait(20)
+    code = operator.end()
     for words in (("nodes", *NODES), ("wkpeer", *NODES), ("wkmesh", "default")):
         kubectl("delete", *words, "--ignore-not-found")
     kubectl("delete", "endpointslice", "kubernetes", "-n", "default", "--ignore-not-found")
-    assert code == 0, log.read_text()
+    assert code == 0, operator.log()
 
 
 def test_networks_of_nodes_come_are_judged_and_go(cluster: Cluster) -> None:

@@ -5,27 +5,18 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from operators import Operator, World
 
 from wirekube.lab.wait import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = base64.b64encode(bytes([7]) * 32).decode()
 API = "wirekube.io/v1alpha1"
-
-
-def start(kubeconfig: str, log: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"KUBECONFIG": kubeconfig, "WIREKUBE_HEALTH": "127.0.0.1:0"}
-    with log.open("ab") as output:
-        return subprocess.Popen([sys.executable, "-m", "wirekube.controllers.main"], env=environment, stderr=output)
 
 
 class Cluster:
@@ -62,25 +53,19 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(control_plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
-    control_plane.kubectl("apply", "--server-side", "-k", str(ROOT / "config/crd"))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    World(control_plane).install()
     # An API server on loopback does not publish where it is.
     slices = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4"}
     slices |= {"metadata": {"name": "kubernetes"}, "endpoints": [{"addresses": ["203.0.113.9"]}]}
     control_plane.kubectl("apply", "-n", "default", "-f", "-", input=json.dumps(slices))
-    mesh = {"apiVersion": API, "kind": "WireKubeMesh", "metadata": {"name": "default"}}
-    control_plane.kubectl("apply", "-f", "-", input=json.dumps(mesh))
-    log = tmp_path_factory.mktemp("operator") / "log"
-    process = start(control_plane.kubeconfig, log)
+    operator = Operator(control_plane.kubeconfig, tmp_path_factory.mktemp("operator") / "log")
     yield Cluster(control_plane)
-    process.send_signal(signal.SIGTERM)
-    code = process.wait(20)
+    code = operator.end()
     control_plane.kubectl("delete", "nodes", "op-a", "op-b", "--ignore-not-found")
     control_plane.kubectl("delete", "wkpeer", "op-a", "op-b", "--ignore-not-found")
     control_plane.kubectl("delete", "wkmesh", "default", "--ignore-not-found")
     control_plane.kubectl("delete", "endpointslice", "kubernetes", "-n", "default", "--ignore-not-found")
-    assert code == 0, log.read_text()
+    assert code == 0, operator.log()
 
 
 def test_from_nodes_to_a_mesh(cluster: Cluster) -> None:
@@ -138,11 +123,8 @@ def test_an_unreachable_server_is_one_line_and_sigterm_ends(tmp_path: Path) -> N
         "current-context": "x",
     }
     (tmp_path / "config").write_text(json.dumps(config))
-    log = tmp_path / "log"
-    log.touch()
-    process = start(str(tmp_path / "config"), log)
-    eventually(lambda: "cannot use the API server yet" in log.read_text())
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
-    assert "Traceback" not in log.read_text()
-    assert len(log.read_text().splitlines()) == 1
+    operator = Operator(str(tmp_path / "config"), tmp_path / "log")
+    eventually(lambda: "cannot use the API server yet" in operator.log())
+    operator.stop()
+    assert "Traceback" not in operator.log()
+    assert len(operator.log().splitlines()) == 1

@@ -7,21 +7,18 @@ import asyncio
 import base64
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from operators import Operator, World
 
 from wirekube.agent.peersource import WatchedSlices
 from wirekube.lab.controlplane import ControlPlane
 from wirekube.lab.wait import eventually
 from wirekube.telemetry import noop
 
-ROOT = Path(__file__).resolve().parents[2]
 API = "wirekube.io/v1alpha1"
 NODES = [f"slice-{letter}" for letter in "abc"]
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="marks its sockets: needs root")]
@@ -30,19 +27,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="m
 class Cluster:
     def __init__(self, plane: ControlPlane, folder: Path) -> None:
         self.plane, self.folder, self.kubectl = plane, folder, plane.kubectl
-        self.operator: subprocess.Popen[bytes] | None = None
+        self.start()
 
     def start(self) -> None:
-        environment = os.environ | {"KUBECONFIG": self.plane.kubeconfig, "WIREKUBE_HEALTH": "127.0.0.1:0"}
-        with (self.folder / "operator.log").open("ab") as output:
-            command = [sys.executable, "-m", "wirekube.controllers.main"]
-            self.operator = subprocess.Popen(command, env=environment, stderr=output)
-
-    def stop(self) -> None:
-        assert self.operator is not None
-        self.operator.send_signal(signal.SIGTERM)
-        assert self.operator.wait(20) == 0, (self.folder / "operator.log").read_text()
-        self.operator = None
+        self.operator = Operator(self.plane.kubeconfig, self.folder / "operator.log")
 
     def publish(self, name: str, key: int, **status: Any) -> None:
         """What an agent writes."""
@@ -66,19 +54,13 @@ class Cluster:
 
 @pytest.fixture
 def cluster(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Cluster]:
-    control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "config/default/namespace.yaml"))
-    for part in ("crd", "rbac"):
-        control_plane.kubectl("apply", "--server-side", "-k", str(ROOT / "config" / part))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
-    mesh = {"apiVersion": API, "kind": "WireKubeMesh", "metadata": {"name": "default"}}
-    control_plane.kubectl("apply", "-f", "-", input=json.dumps(mesh))
+    World(control_plane).install()
     nodes = [
         {"apiVersion": "v1", "kind": "Node", "metadata": {"name": n, "labels": {"wirekube.io/vpn-enabled": "true"}}}
         for n in NODES
     ]
     control_plane.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": nodes}))
     found = Cluster(control_plane, tmp_path)
-    found.start()
     eventually(lambda: found.entries().keys() >= set(NODES))
     for number, name in enumerate(NODES):
         found.publish(name, number + 1)
@@ -86,10 +68,10 @@ def cluster(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Cluster]:
     yield found
     control_plane.kubectl("delete", "nodes", *NODES, "--ignore-not-found")
     control_plane.kubectl("delete", "wkpeer", *NODES, "--ignore-not-found")
-    if found.operator is None:
+    if found.operator.process.poll() is not None:
         found.start()
     eventually(lambda: not found.slices())
-    found.stop()
+    found.operator.stop()
     control_plane.kubectl("delete", "wkmesh", "default", "--ignore-not-found")
 
 
@@ -151,7 +133,7 @@ async def test_an_agent_reads_its_mesh_from_slices_with_an_agents_rights_and_kee
         assert {each["type"] for each in own["status"]["conditions"]} >= {"Ready", "KeyAccepted"}, "its whole status"
         assert await source.publish({"publicKey": own["status"]["publicKey"], "listenPort": 4711})
         assert (source.snapshot().own or {})["status"]["listenPort"] == 4711
-        await asyncio.to_thread(cluster.stop)
+        await asyncio.to_thread(cluster.operator.stop)
         assert source.unhealthy() is None
         assert {each["metadata"]["name"] for each in source.snapshot().peers} == set(NODES)
     finally:

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from operators import Operator
 
 from wirekube.lab.controlplane import ControlPlane, find_or_build
 from wirekube.lab.wait import eventually
@@ -46,17 +43,13 @@ class Side:
             label = {"wirekube.io/vpn-enabled": "true"}
             node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": label}}
             self.kubectl("apply", "-f", "-", input=json.dumps(node))
-        environment = os.environ | {"KUBECONFIG": plane.kubeconfig, "WIREKUBE_HEALTH": "127.0.0.1:0"}
-        with log.open("ab") as output:
-            argv = [sys.executable, "-m", "wirekube.controllers.main"]
-            self.operator = subprocess.Popen(argv, env=environment, stderr=output)
+        self.operator = Operator(plane.kubeconfig, log)
         for name in ("same", own):
             eventually(lambda name=name: self.peer(name))
 
     def stop_operator(self) -> None:
-        if self.operator.poll() is None:
-            self.operator.send_signal(signal.SIGTERM)
-            assert self.operator.wait(20) == 0, self.log.read_text()
+        if self.operator.process.poll() is None:
+            self.operator.stop()
 
     def peer(self, name: str) -> Any:
         shown = self.kubectl("get", "wkpeer", name, "-o", "json", "--ignore-not-found").stdout

@@ -29,11 +29,11 @@ class Operator:
     Args:
         kubeconfig: what it connects with.
         log: path of its log, made new.
-        port: of its health server.
+        port: of its health server; 0 for any.
         more: other variables.
     """
 
-    def __init__(self, kubeconfig: str, log: Path, port: int, **more: str) -> None:
+    def __init__(self, kubeconfig: str, log: Path, port: int = 0, **more: str) -> None:
         environment = os.environ | {"KUBECONFIG": kubeconfig, "WIREKUBE_HEALTH": f"127.0.0.1:{port}"} | more
         self._log, self._port = log, port
         with log.open("wb") as output:
@@ -60,6 +60,10 @@ class Operator:
 
     def ready(self) -> bool:
         return self.answer("/readyz")[0] == 200
+
+    def stop(self) -> None:
+        """End it as a kubelet does; it must go well."""
+        assert self.end() == 0, self.log()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
