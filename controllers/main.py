@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
 
@@ -17,6 +19,7 @@ from ..runtime.credentials import SERVICE_ACCOUNT, read_text
 from ..runtime.elector import Elector, LeadershipLost
 from ..runtime.errors import ApiError, Misconfigured
 from ..runtime.health import HealthServer
+from ..runtime.identity import inherited_identity
 from ..telemetry import Telemetry, setup
 from ..telemetry.logs import configure, get_logger
 from .assembly import assemble
@@ -25,7 +28,7 @@ log = get_logger("operator")
 
 DEFAULT_HEALTH = "127.0.0.1:9585"  # loopback: the operator shares the host's network
 ELECTION = "wirekube-operator"
-RETRY = 5.0
+RETRY = 2.0
 
 
 class ConfigError(Exception):
@@ -99,13 +102,18 @@ async def run(config: Config, telemetry: Telemetry) -> None:
         return
     connected.set()
     log.info("started", server=client.server)
-    election = Elector(client, config.namespace, ELECTION, telemetry) if config.election else None
+    election = _elector(client, config.namespace, telemetry) if config.election else None
     try:
         namespace, image = config.namespace, config.relay_image
         await assemble(client, telemetry, health, namespace=namespace, relay_image=image, election=election).run()
     finally:
         with anyio.CancelScope(shield=True):
             await client.close()
+
+
+def _elector(client: Client, namespace: str, telemetry: Telemetry) -> Elector:
+    identity = inherited_identity(Path(tempfile.gettempdir()) / f"{ELECTION}.identity")
+    return Elector(client, namespace, ELECTION, telemetry, identity=identity)
 
 
 async def _connect_or_stop(config: Config, telemetry: Telemetry) -> Client | None:

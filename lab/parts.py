@@ -139,7 +139,8 @@ def kept_running(argv: Sequence[str]) -> list[str]:
 
 def operator_environment(kubeconfig: Path) -> list[tuple[str, str | None]]:
     """Return what the operator is told."""
-    return [("KUBECONFIG", str(kubeconfig))]
+    # In a pod, its temporary folder is its own.
+    return [("KUBECONFIG", str(kubeconfig)), ("TMPDIR", str(kubeconfig.parent))]
 
 
 def agent_environment(

@@ -87,7 +87,7 @@ class Candidate:
     """One that wants to lead.
 
     Args:
-        identity: differs from every other candidate's, also from our own after a restart.
+        identity: differs from that of every other living candidate; one that is dead may leave its own to us.
         timing: the same for all candidates.
 
     Attributes:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import random
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Protocol
@@ -18,6 +16,7 @@ from ..telemetry import Telemetry, names
 from ..telemetry.logs import get_logger
 from .election import Candidate, Claim, Timing, spec_of
 from .errors import ApiError, Conflict, NotFound
+from .identity import new_identity
 from .objects import Kind, Object
 
 log = get_logger("election")
@@ -47,11 +46,6 @@ class LeaseClient(Protocol):
         """See `Verbs.patch`."""
 
 
-def new_identity() -> str:
-    """Return an identity that nobody else has: HOSTNAME_UUID."""
-    return f"{socket.gethostname()}_{uuid.uuid4()}"
-
-
 class Elector:
     """One candidate's part in an election.
 
@@ -60,7 +54,7 @@ class Elector:
         namespace: of the Lease; it must be there.
         name: of the Lease.
         telemetry: `leader_election_master_status`.
-        identity: ours; None makes one.
+        identity: ours, which no other living candidate has; None makes one.
         timing: the same for all candidates.
         clock: monotonic seconds.
         wall: the time now, in UTC.

@@ -34,7 +34,8 @@ class Operator:
     """
 
     def __init__(self, kubeconfig: str, log: Path, port: int = 0, **more: str) -> None:
-        environment = os.environ | {"KUBECONFIG": kubeconfig, "WIREKUBE_HEALTH": f"127.0.0.1:{port}"} | more
+        environment = os.environ | {"KUBECONFIG": kubeconfig, "WIREKUBE_HEALTH": f"127.0.0.1:{port}"}
+        environment |= {"TMPDIR": str(log.parent)} | more
         self._log, self._port = log, port
         with log.open("wb") as output:
             self.process = subprocess.Popen(

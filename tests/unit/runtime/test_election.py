@@ -280,7 +280,8 @@ def test_never_two_leaders(seed: int, slow: float, lossy: float, rates: tuple[fl
         links = [Link(server, rng, slow, lossy) for _ in rates]
 
         def start(index: int, number: int) -> Process:
-            return Process(links[index], f"{index}-{number}", rates[index], offset * index)
+            name = f"{index}-{number if rng.random() < 0.5 else 0}"  # or one inherits the name of the dead
+            return Process(links[index], name, rates[index], offset * index)
 
         alive.extend(start(index, 0) for index in range(2))
         for number in range(1, 30):
@@ -330,6 +331,21 @@ def test_one_leads_the_other_follows_at_once_after_a_release_and_in_time_after_a
         assert server.lease is not None
         assert server.lease["spec"]["leaseTransitions"] == 2
         await third.kill()
+
+    run(main)
+
+
+def test_who_has_the_name_of_the_dead_need_not_wait() -> None:
+    async def main() -> None:
+        server = Server()
+        first = Process(link(server), "a")
+        await first.elector.elected.wait()
+        await first.kill()
+        begin = asyncio.get_running_loop().time()
+        second = Process(link(server), "a")
+        await second.elector.elected.wait()
+        assert asyncio.get_running_loop().time() - begin < 1
+        await second.kill()
 
     run(main)
 
