@@ -15,7 +15,7 @@ NAMESPACE = "wirekube-system"
 PINGED = 120.0  # seconds; longer than an upgrade of four nodes takes, one after the other
 NOTHING_LOST = 0.5  # seconds between two answers, of pings that are sent every 0.05 s
 RELAYED = 3.0  # seconds
-NEXT_POD = 30.0  # seconds until a node whose WireGuard ended with its pod has the next one
+NEXT_POD = 20.0  # seconds until a node whose WireGuard ended with its pod has the next one
 NEXT = os.environ.get("WIREKUBE_E2E_NEXT_IMAGE", "wirekube:next")
 
 
