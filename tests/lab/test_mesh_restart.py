@@ -9,6 +9,7 @@ from wirekube.lab import wait
 
 TOPOLOGY = "pair"
 A, B = "home-a", "home-b"
+RELAYED, NOISE = 3.0, 2.0  # seconds: the design's bound, and what a busy machine may add
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -39,6 +40,35 @@ def test_a_restart_loses_no_packet_of_a_direct_pair_and_moves_nothing(mesh, way)
     assert mesh.wg(B).identity == other.identity
     assert mesh.wireguard_pids(A) == process
     assert not (mesh.lab.run_dir(A) / "handover.json").exists(), "the note is for one agent only"
+
+
+@pytest.fixture
+def relayed(mesh):
+    """The pair is relayed, and direct again at the end."""
+
+    def mode(name):
+        mesh.lab.kubectl(
+            "patch", "wirekubemesh", "default", "--type=merge", "-p", f'{{"spec":{{"relay":{{"mode":"{name}"}}}}}}'
+        )
+
+    mode("always")
+    mesh.until(mesh.both(A, B, "Relayed"), 15, "the pair is relayed")
+    yield mesh
+    mode("auto")
+    mesh.until(running(mesh), 15, "the pair is direct again")
+
+
+def test_an_upgrade_pauses_a_relayed_pair_for_three_seconds_at_most(relayed, measured):
+    mesh, before = relayed, relayed.wg(A).identity
+    with mesh.pinging((A, B), (B, A)) as pings:
+        mesh.lab.stop_agent(A)
+        assert "it stays" in mesh.cleanup(A, "--stale")
+        mesh.lab.start_agent(A)
+        mesh.until(lambda: mesh.phase(A) == "Running" and mesh.both(A, B, "Relayed")(), 15, "the new agent relays")
+        pings.more(100)
+    measured("an upgrade of the agent, relayed pair: longest gap", pings.gap(), "3 s")
+    assert pings.gap() < RELAYED + NOISE
+    assert mesh.wg(A).identity == before
 
 
 def test_a_second_agent_waits_in_one_line_and_takes_over_when_the_first_dies(mesh, measured):

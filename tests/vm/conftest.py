@@ -279,10 +279,10 @@ def relay_pump(mesh: Mesh) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-async def kernel_wireguard() -> None:
+def kernel_wireguard() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    if not await kernel_has_wireguard("wkvmprobe"):
+    if not asyncio.run(kernel_has_wireguard("wkvmprobe")):
         assert os.environ.get("WIREKUBE_TEST_KERNEL") != "1", "this kernel has no WireGuard"
         pytest.skip("this kernel has no WireGuard: make vm-test runs it in a virtual machine")
 
