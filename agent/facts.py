@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from ..api.constants import DEFAULT_KEEPALIVE
 from ..api.effective import EffectivePeer, EffectivePeers
-from ..api.reading import Address, Object, Problem, explain, parse_peer
-from ..api.v1alpha1 import PeerStatus, RelayStatus, WireKubeMesh, WireKubePeer
+from ..api.reading import Address, Object, Problem, Reading, explain, parse_peer
+from ..api.v1alpha1 import RelayStatus, WireKubeMesh
 from ..wire.endpoint import Endpoint, IPAddress
 from .paths.model import Mode, NatFacts, Policy
 
@@ -182,15 +182,15 @@ class PeerFactsReader:
 
 def _same(one: EffectivePeer, other: EffectivePeer) -> bool:
     same = (one.addresses, one.networks, one.preferred) == (other.addresses, other.networks, other.preferred)
-    return one.peer is other.peer and same
+    return one.reading is other.reading and same
 
 
-def nat_facts(status: PeerStatus) -> NatFacts:
+def nat_facts(reading: Reading) -> NatFacts:
     """Return what a peer's published NAT and candidates say about meeting it."""
-    nat = status.nat
+    nat = reading.nat
     if nat is None:
         return NatFacts()
-    reflexive = (each.endpoint for each in status.candidates if each.type == "serverReflexive")
+    reflexive = (endpoint for kind, endpoint in reading.candidates if kind == "serverReflexive")
     return NatFacts(
         udp_blocked=nat.udp == "Blocked",
         symmetric=nat.mapping in ("AddressDependent", "AddressAndPortDependent"),
@@ -212,19 +212,19 @@ def _relay(relay: RelayStatus) -> RelayFacts:
 
 
 def _peer(effective: EffectivePeer) -> PeerFacts:
-    peer: WireKubePeer = effective.peer
-    parsed = ((each.type, _literal(each.endpoint)) for each in peer.status.candidates)
+    reading = effective.reading
+    parsed = ((kind, _literal(endpoint)) for kind, endpoint in reading.candidates)
     listed = [(kind, endpoint) for kind, endpoint in parsed if endpoint is not None]
     return PeerFacts(
         name=effective.name,
         key=effective.public_key,
         addresses=tuple(map(str, effective.addresses)),
         networks=effective.networks,
-        endpoint=_literal(peer.spec.endpoint),
+        endpoint=_literal(reading.endpoint),
         candidates=tuple(endpoint for _, endpoint in listed),
         hosts=tuple(endpoint.ip for kind, endpoint in listed if kind == "host"),
-        nat=nat_facts(peer.status),
-        keepalive=peer.spec.persistent_keepalive,
+        nat=nat_facts(reading),
+        keepalive=reading.keepalive,
         preferred=effective.preferred,
     )
 

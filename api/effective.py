@@ -8,7 +8,7 @@ A malformed object is left out and named; the others do not notice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
@@ -16,7 +16,7 @@ from .claims import Reserved, claim_addresses, claim_networks, reserved
 from .constants import MESH_NAME
 from .nodenetworks import claim_nodes, claim_pods
 from .reading import Address, Network, Object, PeerReader, Problem, Reading
-from .v1alpha1 import WireKubeMesh, WireKubePeer
+from .v1alpha1 import WireKubeMesh
 
 _NO_MESH: Object = {"metadata": {"name": MESH_NAME}}
 
@@ -31,7 +31,7 @@ class EffectivePeer:
         addresses: own mesh addresses.
         networks: everything that is reached through this peer: own mesh addresses, accepted allowedIPs, `preferred`.
         preferred: the Node's own addresses and pod ranges: they go through the mesh whatever other way there is.
-        peer: the object it was made from.
+        reading: what it was made from.
     """
 
     name: str
@@ -39,7 +39,7 @@ class EffectivePeer:
     addresses: tuple[Address, ...]
     networks: frozenset[Network]
     preferred: frozenset[Network]
-    peer: WireKubePeer
+    reading: Reading = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _decide(readings: Iterable[Reading | Problem], kept_free: Reserved, admits: 
         preferred = nodes.get(owner.name, none) | pods.get(owner.name, none)
         networks = allowed.get(owner.name, none).union(own, preferred)
         hosts = tuple(network.network_address for network in own)
-        members.append(EffectivePeer(owner.name, owner.key, hosts, networks, preferred, owner.peer))
+        members.append(EffectivePeer(owner.name, owner.key, hosts, networks, preferred, owner))
     return Effective(tuple(members), tuple(problems))
 
 

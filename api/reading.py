@@ -43,56 +43,64 @@ class Problem:
     message: str
 
 
+Texts = tuple[tuple[str, Network | None], ...]
+"""Networks as they are written and as they are; None for what is no network."""
+
+
 class Reading:
-    """One Peer, and what is made of it, at most once.
+    """What matters of one Peer. The object that it was read from is not kept: there are many, and it takes ten times as much.
 
     Args:
         peer: the object.
+
+    Attributes:
+        name: of the Peer and its Node.
+        age: sort key; of two that claim the same, the lower one has it.
+        public_key: base64; None while there is none.
+        accepted: the operator has accepted that key.
+        judged: it has judged a key; Unknown says that there was none yet when it looked.
+        addresses: mesh addresses.
+        allowed: allowedIPs.
+        node_addresses: the Node's own.
+        pod_cidrs: the Node's pod ranges.
+        endpoint: the annotation's, HOST:PORT.
+        keepalive: seconds; None leaves it to agents.
+        candidates: type and IP:PORT, best first.
+        nat: what stands before the node.
     """
 
     def __init__(self, peer: WireKubePeer) -> None:
-        self.peer = peer
+        spec, status = peer.spec, peer.status
         self.name = peer.metadata.name
         self.age = (peer.metadata.creation_timestamp or _YOUNGEST, self.name)
-        self.public_key = peer.status.public_key
-        verdicts = [each for each in peer.status.conditions if each.type == KEY_ACCEPTED]
+        self.public_key = status.public_key
+        verdicts = [each for each in status.conditions if each.type == KEY_ACCEPTED]
         accepted = next((each.message for each in verdicts if each.status == "True"), None)
         self.accepted = accepted is not None and accepted == self.public_key
-        # Unknown says that there was no key yet when the operator looked.
         self.judged = any(each.status != "Unknown" for each in verdicts)
+        self.addresses = _networks(spec.addresses)
+        self.allowed = _networks(spec.allowed_ips)
+        self.node_addresses = _networks(spec.node_addresses)
+        self.pod_cidrs = _networks(spec.pod_cidrs)
+        self.endpoint, self.keepalive = spec.endpoint, spec.persistent_keepalive
+        self.candidates = tuple((each.type, each.endpoint) for each in status.candidates)
+        self.nat = status.nat
 
-    @cached_property
+    @property
     def key(self) -> bytes:
         """The public key, 32 bytes; empty when there is none."""
         return base64.b64decode(self.public_key or "")
 
     @cached_property
-    def addresses(self) -> tuple[tuple[str, Network | None], ...]:
-        """Mesh addresses; None for what is no network."""
-        return tuple((text, readable_network(text)) for text in self.peer.spec.addresses)
-
-    @cached_property
-    def allowed(self) -> tuple[tuple[str, Network | None], ...]:
-        """The same of the allowedIPs."""
-        return tuple((text, readable_network(text)) for text in self.peer.spec.allowed_ips)
-
-    @cached_property
-    def node_addresses(self) -> tuple[tuple[str, Network | None], ...]:
-        """The same of the Node's addresses."""
-        return tuple((text, readable_network(text)) for text in self.peer.spec.node_addresses)
-
-    @cached_property
-    def pod_cidrs(self) -> tuple[tuple[str, Network | None], ...]:
-        """The same of the Node's pod ranges."""
-        return tuple((text, readable_network(text)) for text in self.peer.spec.pod_cidrs)
-
-    @cached_property
     def places(self) -> tuple[Network, ...]:
         """Addresses at which the node says that it is reached, as networks of one address; names are skipped."""
-        manual = [self.peer.spec.endpoint] if self.peer.spec.endpoint else []
-        texts = [*(each.endpoint for each in self.peer.status.candidates), *manual]
+        texts = [*(endpoint for _, endpoint in self.candidates), *([self.endpoint] if self.endpoint else [])]
         hosts = dict.fromkeys(text.rpartition(":")[0].strip("[]") for text in texts)
         return tuple(ip_network(ip) for host in hosts if (ip := readable_address(host)) is not None)
+
+
+def _networks(texts: Iterable[str]) -> Texts:
+    return tuple((text, readable_network(text)) for text in texts)
 
 
 class PeerReader:

@@ -140,7 +140,10 @@ def _mesh_controller(seen: Watched, leases: Leases, relays: RelayResolver) -> Co
 
 
 def _slice_controller(seen: Watched) -> Controller:
-    reconciler = SliceReconciler(seen.client, seen.nodes.store, seen.peers.store, seen.slices.store)
+    nodes, members = seen.nodes.store, seen.peers.store
+    reconciler = SliceReconciler(
+        seen.client, nodes, members, seen.slices.store, lambda: nodes.count(mesh.MEMBER, "yes")
+    )
     controller = Controller("slice", reconciler, telemetry=seen.telemetry)
     controller.watches(seen.peers, reconciler.peer_to_slices)
     controller.watches(seen.nodes, reconciler.node_to_slices)

@@ -29,7 +29,7 @@ ENDPOINT_ACCEPTED = "EndpointAccepted"
 OWNED = (KEY_ACCEPTED, ENDPOINT_ACCEPTED, *networks.CONDITIONS, READY)
 
 # Most agents report at once: of a thousand nodes that join, a thousand writes less that say that nothing is known yet.
-PATIENCE = 3.0
+PATIENCE = 10.0
 
 BY_KEY = "publicKey"
 _LONGEST_MESSAGE = 1000
@@ -115,7 +115,7 @@ class PeerStatusReconciler:
             await self._client.apply_status(PEER, body, field_manager=FIELD_MANAGER_OPERATOR)
         except NotFound:
             return Result()
-        for news in transitions(peer, verdicts):
+        for news in tellable(transitions(peer, verdicts)):
             self._tell(peer, news)
         return again
 
@@ -151,6 +151,12 @@ class PeerStatusReconciler:
             effective = self._effective.decide(mesh, self._peers.items().values())
             problems += [problem for problem in effective.problems if problem.peer == name]
         return networks.judge_networks(peer, problems)
+
+
+def tellable(news: list[Verdict]) -> list[Verdict]:
+    """Return what gets an Event: Ready says that all is well by itself, and a thousand nodes may join at once."""
+    ready = any(each.type == READY and each.status == "True" for each in news)
+    return [each for each in news if not ready or each.type == READY or each.status != "True"]
 
 
 def judge_malformed(problem: Problem) -> list[Verdict]:

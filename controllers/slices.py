@@ -49,6 +49,7 @@ class SliceReconciler:
         nodes: all Nodes.
         peers: all Peers.
         slices: all slices.
+        members: how many Nodes are in the mesh: when many join at once, their Peers come one after the other.
         clock: monotonic seconds.
     """
 
@@ -58,9 +59,10 @@ class SliceReconciler:
         nodes: Store,
         peers: Store,
         slices: Store,
+        members: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client, self._clock = client, clock
+        self._client, self._members, self._clock = client, members, clock
         self._nodes, self._peers, self._store = nodes, peers, slices
         self._slicing: Slicing | None = None
         self._paces: defaultdict[str, Pace] = defaultdict(Pace)
@@ -98,7 +100,7 @@ class SliceReconciler:
             for name in {*self._slicing.slices(), *(key[1] for key in self._store.items())}:
                 await self._write(self._slicing, name)
             return Result()
-        wait = self._paces[key[1]].due(len(self._slicing)) - self._clock()
+        wait = self._paces[key[1]].due(max(len(self._slicing), self._members())) - self._clock()
         if wait > 0:
             return Result(wait)
         await self._write(self._slicing, key[1])
@@ -120,7 +122,7 @@ class SliceReconciler:
         if peer is None:
             return None if wants_mesh(self._nodes.get(key)) else slicing.remove(key[1])
         entry = entry_of(peer)
-        return slicing.remove(key[1]) if entry is None else slicing.put(entry)
+        return slicing.remove(key[1]) if entry is None else slicing.put(entry, self._members())
 
     async def _write(self, slicing: Slicing, name: str) -> None:
         wanted, current = slicing.entries(name), self._current(name)

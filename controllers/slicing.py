@@ -7,10 +7,11 @@ several changes in a small mesh each goes out at once, though no slice is writte
 
              change                                      change, change, ... (the slice was written lately)
     quiet ──────┬─ 0.05 s ─> write                busy ─────┬── until 0.5 s without a change, at the latest ──> write
-                                                            │   after 1 s (200 Peers) to 5 s (1000 Peers)
+                                                            │   after 1 s (66 Peers) to 15 s (1000 Peers)
 
-Every agent gets every write. When a thousand nodes join at once, waiting for more changes makes the difference between
-each agent getting each Peer about three times and getting it thirty times.
+Every agent gets every write: of a thousand agents and a thousand Peers, all slices written once are 600 MB. When all of
+them join at once, waiting for more changes makes the difference between each agent getting each Peer about three times
+and getting it thirty times, by which the API server falls behind, and which makes it last still longer.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ PREFIX: Final = "peers-"
 GATHER_SECONDS: Final = 0.05  # what belongs together, say key and acceptance, comes together
 APART_SECONDS: Final = 1.0  # between two writes of a slice
 QUIET_SECONDS: Final = 0.5
-MOST_WAIT_SECONDS: Final = 5.0
-_PEERS_A_SECOND: Final = 200  # of the longest wait
+MOST_WAIT_SECONDS: Final = 15.0
+_PEERS_A_SECOND: Final = 66  # of the longest wait
 
 
 def peers_a_slice(total: int) -> int:
@@ -65,12 +66,17 @@ class Slicing:
             if entry["name"] not in self._slice_of:
                 self._enter(name, entry)
 
-    def put(self, entry: Entry) -> str | None:
-        """Set a Peer's entry; return the slice that this changes, None when nothing changes."""
+    def put(self, entry: Entry, expected: int = 0) -> str | None:
+        """Set a Peer's entry; return the slice that this changes, None when nothing changes.
+
+        Args:
+            entry: of the Peer.
+            expected: how many Peers the mesh is about to have, when those are more.
+        """
         name = self._slice_of.get(entry["name"])
         if name is not None and self._slices[name][entry["name"]] == entry:
             return None
-        name = name or self._with_room()
+        name = name or self._with_room(expected)
         self._enter(name, entry)
         return name
 
@@ -87,9 +93,9 @@ class Slicing:
         self._slice_of[entry["name"]] = name
         self._slices.setdefault(name, {})[entry["name"]] = entry
 
-    def _with_room(self) -> str:
+    def _with_room(self, expected: int) -> str:
         """Return the emptiest slice that takes one more Peer, or the name of a new one."""
-        limit = peers_a_slice(len(self) + 1)
+        limit = peers_a_slice(max(len(self) + 1, expected))
         found = min(self._slices, key=lambda name: len(self._slices[name]), default=None)
         if found is not None and len(self._slices[found]) < limit:
             return found

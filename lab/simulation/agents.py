@@ -19,16 +19,20 @@ import ssl
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Union
 
 from ...runtime.limits import raise_file_limit
 from .light import Decoder, LightAgent
-from .whole import WholeAgent
 from .wire import Wire
+
+if TYPE_CHECKING:
+    from .whole import WholeAgent
 
 AT_ONCE: Final = 40  # agents that start: each makes several TLS sessions
 
-Agent = LightAgent | WholeAgent
+NOT_IN_THE_IMAGE: Final = ("click", "trio")  # httpx loads them where they are, for tests say: 8 MiB
+
+Agent = Union[LightAgent, "WholeAgent"]
 
 
 class Agents:
@@ -43,6 +47,10 @@ class Agents:
 
     def _agent(self, config: dict[str, Any], name: str, own: str) -> Agent:
         if config["kind"] == "whole":
+            for each in NOT_IN_THE_IMAGE:
+                sys.modules[each] = None  # type: ignore[assignment]  # which makes an import fail
+            from .whole import WholeAgent  # noqa: PLC0415 - after that
+
             return WholeAgent(name, own, self._changed)
         if not hasattr(self, "_context"):
             self._context, self._decoder = ssl.create_default_context(cafile=config["ca"]), Decoder()

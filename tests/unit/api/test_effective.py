@@ -253,7 +253,7 @@ def test_with_a_memory_the_rule_is_the_same_and_what_stayed_is_not_read_again() 
     objects[1] = {**objects[1], "spec": {**objects[1]["spec"], "allowedIPs": ["10.6.0.0/24"]}}
     second = rule.decide(MESH, objects)
     assert second == effective_peers(MESH, objects) != first
-    assert second.peers[0].peer is first.peers[0].peer
+    assert second.peers[0].reading is first.peers[0].reading
     assert names(rule.decide(MESH, objects[1:])) == ["b"]
     mesh = {**MESH, "status": {**MESH["status"], "apiServers": ["10.6.0.5"]}}
     assert rule.decide(mesh, objects) == effective_peers(mesh, objects) != second

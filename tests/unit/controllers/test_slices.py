@@ -30,13 +30,16 @@ class World:
     def __init__(self) -> None:
         self.nodes, self.peers, self.slices = Store(), Store(), Store()
         self.now, self.version, self.writes = 100.0, 10, 0
+        self.members = 0
         self.held: list[Event] | None = None
         self.queue: set[tuple[str, str]] = {ALL}
         self.operator()
 
     def operator(self) -> None:
         """Start an operator that knows nothing but what the stores show."""
-        self.reconciler = SliceReconciler(self, self.nodes, self.peers, self.slices, lambda: self.now)
+        self.reconciler = SliceReconciler(
+            self, self.nodes, self.peers, self.slices, lambda: self.members, lambda: self.now
+        )
         self.queue = {ALL}
 
     async def apply(self, _kind: Any, obj: Any, *, field_manager: str, force: bool = True) -> Any:
@@ -169,3 +172,24 @@ async def test_a_failed_write_is_repeated(world: World, monkeypatch: pytest.Monk
             await world.reconciler.reconcile(key)
     assert await world.settle() == 1
     assert world.listed()["n7"]["status"]["publicKey"] == "A" * 43 + "="
+
+
+async def test_when_many_nodes_join_few_writes_carry_their_peers() -> None:
+    world, writes = World(), 0
+    world.members = 1000
+    await world.settle()
+    for number in range(1000):
+        world.show(peer(f"n{number}"))
+        world.now += 0.01
+        ready = {key for key in world.queue if key != ALL}
+        world.queue -= ready
+        for key in ready:
+            before = world.writes
+            result = await world.reconciler.reconcile(key)
+            writes += world.writes - before
+            if result.after is not None:
+                world.queue.add(key)
+    writes += await world.settle()
+    assert len(world.listed()) == 1000
+    assert len(world.slices) == 16
+    assert writes <= 3 * 16
