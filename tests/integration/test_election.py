@@ -132,7 +132,7 @@ def test_an_outage_ends_the_leader_and_its_successor_waits_in_health(world: Worl
     # It has the name of the one that died, and need not wait until that one's Lease expires.
     took = seconds_until(successor.leads, 30)
     assert took < 10, took
-    assert successor.ready()
+    eventually(successor.ready, 10, "it lists anew what it watches")
     world.joins("el-e")
 
 

@@ -145,7 +145,8 @@ def test_a_peer_that_passed_an_older_schema_harms_itself_alone(world: World, ope
     versions = [each | {"schema": {"openAPIV3Schema": loose}} for each in crd["spec"]["versions"]]
     patch = json.dumps({"spec": {"versions": versions}})
     world.kubectl("patch", "crd", "wirekubepeers.wirekube.io", "--type=merge", "-p", patch)
-    spec = {"allowedIPs": 5, "persistentKeepalive": "often", "endpoint": ["x"], "podCIDRs": "10.0.0.0/8"}
+    # No allowedIPs: with the admission policies in force those would not pass, whatever the schema says.
+    spec = {"persistentKeepalive": "often", "endpoint": ["x"], "podCIDRs": "10.0.0.0/8"}
     status = {"publicKey": 7, "conditions": "none", "candidates": {"x": None}, "nat": [1]}
     malform = ("patch", "wkpeer", "malformed", "--type=merge", "-p")
     try:
@@ -158,7 +159,7 @@ def test_a_peer_that_passed_an_older_schema_harms_itself_alone(world: World, ope
     world.joins(next(NAMES), BACK + NOISE)
     world.joins(next(NAMES), BACK + NOISE)
     peer = world.get("wkpeer", "malformed")
-    assert (peer["spec"]["allowedIPs"], peer["status"]["publicKey"]) == (5, 7)
+    assert (peer["spec"]["persistentKeepalive"], peer["status"]["publicKey"]) == ("often", 7)
     assert peer["spec"]["addresses"]
     assert operator.leads()
     world.kubectl("label", "node", "malformed", "wirekube.io/vpn-enabled-")
