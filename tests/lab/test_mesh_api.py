@@ -192,7 +192,8 @@ def test_a_node_without_the_label_leaves_and_its_host_is_clean(mesh, measured):
 GARBAGE = [
     ("status", {"publicKey": "garbage", "candidates": 7, "conditions": "none"}),
     ("status", {"publicKey": ["list"], "nat": 5, "conditions": ["text", 1]}),
-    ("spec", {"addresses": ["300.1.2.3/32", 7], "allowedIPs": {"a": "b"}}),
+    # No allowedIPs: those the admission policy refuses, whatever the schema says.
+    ("spec", {"addresses": ["300.1.2.3/32", 7], "podCIDRs": {"a": "b"}}),
 ]
 
 
@@ -215,9 +216,6 @@ def test_a_malformed_peer_that_got_in_harms_itself_alone(mesh):
             for part, content in GARBAGE:
                 mesh.until(partial(mesh.patch, "evil", part, content), 10, "the API server takes garbage")
                 pings.more(25)
-            for node in (A, B):
-                told = partial(mesh.log, f"agent-{node}", marks[node])
-                mesh.until(lambda told=told: '"peer": "evil", "reason": "Malformed"' in told(), 10, f"{node} tells")
             mesh.until(
                 lambda: mesh.condition("evil", "Ready").get("reason") == "Malformed", 10, "the Peer itself says so"
             )
@@ -228,8 +226,8 @@ def test_a_malformed_peer_that_got_in_harms_itself_alone(mesh):
     mesh.until(lambda: "evil" not in mesh.uids(), 20, "the operator removes the Peer of a Node that went")
     pings.assert_none_lost()
     for node in (A, B):
-        told = [line for line in mesh.log(f"agent-{node}", marks[node]).splitlines() if '"evil"' in line]
-        assert len(told) <= 2 * len(GARBAGE), told
+        # The operator leaves it out of the slices; while it could be read it was a Peer without a key.
+        assert '"reason": "Malformed"' not in mesh.log(f"agent-{node}", marks[node])
     assert {node: mesh.lab.agent_pid(node) for node in (A, B)} == pids
 
 

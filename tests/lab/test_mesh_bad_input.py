@@ -146,12 +146,13 @@ def test_an_api_server_that_cannot_be_reached_is_tried_again_in_one_line(mesh, t
 
 def test_an_absent_crd_is_awaited_in_one_line(mesh, trial):
     key = mesh.wg(A).public_key
-    mesh.lab.kubectl("delete", "crd", "wirekubemeshes.wirekube.io", "wirekubepeers.wirekube.io")
+    kinds = ("wirekubemeshes", "wirekubepeers", "wirekubepeerslices")
+    mesh.lab.kubectl("delete", "crd", *(f"{each}.wirekube.io" for each in kinds))
     try:
         trial()
         waits = "the API server does not serve this kind; waiting for its CRD"
         told = lambda: [line for line in trial.lines("warning") if line["event"] == waits]  # noqa: E731
-        mesh.until(lambda: len(told()) == 2, 15, "it says that it waits for both kinds")
+        mesh.until(lambda: len(told()) == 2, 15, "it says that it waits for the two kinds that it watches")
         mesh.until(lambda: mesh.phase(B) == "Waiting", 10, "it waits")
         assert mesh.changes(B) == {}
         assert len(trial.lines("warning")) <= 3, trial.lines()
