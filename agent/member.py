@@ -24,15 +24,16 @@ from ..telemetry.logs import get_logger
 from ..wire.endpoint import Endpoint
 from .activity import Activity
 from .dataplane import Adopted, DataPlane, Desired, Failure, problem_of, roamed
-from .facts import MeshFacts, OwnFacts, PeerFacts, RelayFacts
+from .facts import MeshFacts, OwnFacts, PeerFacts
 from .keys import NodeKey
 from .lease import Turns
 from .local import Local
 from .nat.socket import ProbeSocket
 from .pathdriver import PathDriver
 from .paths.model import Mode, Transition
-from .relayclient import NO_PROXY, ProxyMoved, RelayClient, RelayDown, RelayEvent, RelayLost, RelayServer, RelayUp
-from .report import NodeView, RelayView
+from .relayclient import NO_PROXY, ProxyMoved, RelayClient, RelayEvent
+from .relays import Relays
+from .report import NodeView
 from .resolve import Resolver
 from .routing.host import HostNetwork
 from .steering import table
@@ -84,8 +85,8 @@ class Member:
         changed: Callable[[], None],
         transition: Callable[[Transition], None],
     ) -> None:
-        self.key, self.plane, self._host, self._adopted, self._resolver = key, plane, host, adopted, resolver
-        self._relay_keys, self._changed, self._transition = relay_keys, changed, transition
+        self.key, self.plane, self._host, self._adopted = key, plane, host, adopted
+        self._changed, self._transition = changed, transition
         self._telemetry = telemetry
         self.mesh: MeshFacts | None = None
         self.own: OwnFacts | None = None
@@ -93,7 +94,6 @@ class Member:
         self._told: tuple[PeerFacts, ...] = ()  # with the networks that this host cannot have, too
         self.left_out: tuple[str, ...] = ()
         self.problem: tuple[str, str] | None = ("Starting", "the data plane is being set up")
-        self.relay_view = RelayView()
         self._server: frozenset[tuple[str, int]] = frozenset()
         self._proxies: dict[bytes, Endpoint] = {}
         self._activity = Activity()
@@ -107,6 +107,7 @@ class Member:
         self._direct: frozenset[str] = frozenset()
         self._shaken: frozenset[bytes] = frozenset()
         self.relay = RelayClient(key.private, mark=FWMARK, on_event=self._relay_event, telemetry=telemetry)
+        self.relays = Relays(resolver, relay_keys, up=self.relay.up, pinned=self._resolve_again.set, changed=changed)
         self.driver = PathDriver(
             key.private, self.relay, telemetry, node, steer=self._due.set, changed=self._path_changed
         )
@@ -126,6 +127,7 @@ class Member:
         relays_changed = self.mesh is None or self.mesh.relays != mesh.relays
         endpoint_changed = self.own is None or self.own.endpoint != own.endpoint
         self.mesh, self.own, self._told, self._server = news
+        self.relays.named = mesh.relays
         if relays_changed or endpoint_changed:
             self._resolve_again.set()
         self.local.configure(mesh.listen_port, mesh.stun_servers)
@@ -168,7 +170,7 @@ class Member:
             own=self.own,
             nat=self.local.nat,
             candidates=self.local.candidates,
-            relay=self.relay_view,
+            relay=self.relays.view,
             peers=tuple(self.peers.values()),
             paths={name: self.driver.paths.view(name) for name in self.peers},
             ports=self.plane.ports,
@@ -349,13 +351,13 @@ class Member:
             mesh, own = self.mesh, self.own
             if mesh is not None and own is not None:
                 # Each side goes direct alone, and the other may be later. A relay that is named again is not let go.
-                if not mesh.relays and self.relay_view.name and await self._names_changed(LETTING_GO_SECONDS):
+                if not mesh.relays and self.relays.view.name and await self._names_changed(LETTING_GO_SECONDS):
                     continue
                 if not mesh.relays and mesh.policy.mode is not Mode.NEVER:
                     self.driver.no_relay("the Mesh names no relay")
-                self.relay.configure([await self._relay_server(relay) for relay in mesh.relays])
+                self.relay.configure(await self.relays.servers())
                 await self.local.annotate(own.endpoint)
-            await self._names_changed(NAMES_SECONDS if self.relay_view.name else RETRY_NAMES_SECONDS)
+            await self._names_changed(NAMES_SECONDS if self.relays.view.name else RETRY_NAMES_SECONDS)
 
     async def _names_changed(self, seconds: float) -> bool:
         """Wait until other names are to be resolved, or for so long; return whether they are."""
@@ -366,47 +368,14 @@ class Member:
             return False
         return True
 
-    async def _relay_server(self, relay: RelayFacts) -> RelayServer:
-        # The operator's word first, then our own: it may be away when the relay moves. A managed relay may have no name.
-        own = await self._resolver.resolve(relay.name) if ":" in relay.name else ()
-        endpoints = dict.fromkeys((*relay.endpoints, *own))
-        key = relay.public_key or self._relay_keys.get(relay.name)
-        return RelayServer(relay.name, tuple(endpoints), key, relay.replicas)
-
     def _relay_event(self, event: RelayEvent) -> None:
-        match event:
-            case RelayUp(server, rtt, key):
-                if self._relay_keys.get(server.name) != key:
-                    self._relay_keys[server.name] = key
-                    self._resolve_again.set()  # from now on no other key is taken for this relay's
-                log.info("relay session up", relay=server.name, rtt_ms=round(rtt * 1000, 2))
-                self._show_relay()
-            case RelayLost(server, reason):
-                log.warning("a relay session is lost, others stand", relay=server.name, reason=reason)
-                self._show_relay()
-            case RelayDown(server, reason):
-                if self.relay_view != RelayView(None, reason):
-                    log.warning("no relay session", relay=server.name, reason=reason)
-                    self.relay_view = RelayView(None, reason)
-                    self._changed()
-            case ProxyMoved(key, endpoint):
-                if key in self._proxies:
-                    self._proxies[key] = endpoint
-                    self._due.set()
-                return
+        if isinstance(event, ProxyMoved):
+            if event.key in self._proxies:
+                self._proxies[event.key] = event.endpoint
+                self._due.set()
+            return
+        self.relays.event(event)
         self.driver.relay_event(event)
-
-    def _show_relay(self) -> None:
-        """Show the first of the relays that have a session."""
-        name = next(iter(self.relay.up()), None)
-        named = any(relay.name == name and relay.public_key for relay in self._relays())
-        view = RelayView(name, "", trusted_at_first_sight=not named)
-        if name is not None and view != self.relay_view:
-            self.relay_view = view
-            self._changed()
-
-    def _relays(self) -> tuple[RelayFacts, ...]:
-        return self.mesh.relays if self.mesh is not None else ()
 
     def _path_changed(self, transition: Transition) -> None:
         self._transition(transition)

@@ -9,9 +9,8 @@ and then (what no slice carries may have been changed, too).
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-Object = dict[str, Any]
+from ..runtime.objects import Object, version_of
 
 CARRIED = ("publicKey", "candidates", "nat")  # of a status, by slices
 
@@ -25,8 +24,10 @@ class OwnPeer:
         self._wanted = asyncio.Event()
 
     def take(self, full: Object) -> None:
-        """Take the Peer as the API server sent it."""
-        self._full = full
+        """Take the Peer as the API server sent it; an answer that was overtaken by a newer one is no news."""
+        known = self._full
+        if known is None or uid(known) != uid(full) or version_of(known) <= version_of(full):
+            self._full = full
 
     def look(self, shown: Object | None) -> None:
         """Look at what its slice shows now; ask for a GET when that is news, and other news than ours."""

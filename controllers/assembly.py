@@ -39,8 +39,9 @@ WORKERS = 4  # of the controllers that write an object for each node: most of th
 
 @dataclass(frozen=True)
 class Watched:
-    """The reflectors, and what every controller is made with."""
+    """The reflectors, and what every controller is made with; `namespace` is the operator's, and its agents'."""
 
+    namespace: str
     client: Client
     telemetry: Telemetry
     events: EventRecorder
@@ -77,7 +78,7 @@ def assemble(
         timing: of the agents' Leases; None takes the usual one.
         election: None leads at once.
     """
-    seen = _watched(client, telemetry)
+    seen = _watched(client, telemetry, namespace)
     leases = Leases(client, seen.leases, seen.peers, timing)
     relay = relay_reflectors(client, telemetry, namespace)
     view = relay.view(seen.nodes.store)
@@ -95,7 +96,7 @@ def assemble(
     return manager
 
 
-def _watched(client: Client, telemetry: Telemetry) -> Watched:
+def _watched(client: Client, telemetry: Telemetry, namespace: str) -> Watched:
     # A cluster does not lose all its Nodes at once; a list that says so would remove every Peer.
     nodes: Reflector = Reflector(
         client, NODE, resync=RESYNC, telemetry=telemetry, list_filter=lambda found: bool(found) or not len(nodes.store)
@@ -109,7 +110,7 @@ def _watched(client: Client, telemetry: Telemetry) -> Watched:
         module.add_indexes(nodes.store, members.store)
     leases = Reflector(client, LEASE, namespace=NODE_LEASE_NAMESPACE, telemetry=telemetry)
     events = EventRecorder(client, COMPONENT, socket.gethostname(), telemetry)
-    return Watched(client, telemetry, events, nodes, meshes, members, slices, leases)
+    return Watched(namespace, client, telemetry, events, nodes, meshes, members, slices, leases)
 
 
 def _node_controller(seen: Watched) -> Controller:
@@ -122,7 +123,7 @@ def _node_controller(seen: Watched) -> Controller:
 
 
 def _peer_controller(seen: Watched, leases: Leases) -> Controller:
-    reconciler = keys.PeerStatusReconciler(seen.client, *seen.stores, seen.events, leases)
+    reconciler = keys.PeerStatusReconciler(seen.client, *seen.stores, seen.events, leases, namespace=seen.namespace)
     controller = Controller("peer", reconciler, telemetry=seen.telemetry, workers=WORKERS)
     controller.watches(seen.peers, keys.peer_to_peers(seen.peers.store))
     controller.watches(seen.nodes, networks.node_to_nodes(seen.nodes.store))
@@ -131,7 +132,9 @@ def _peer_controller(seen: Watched, leases: Leases) -> Controller:
 
 
 def _mesh_controller(seen: Watched, leases: Leases, relays: RelayResolver) -> Controller:
-    reconciler = mesh.MeshReconciler(seen.client, *seen.stores, seen.events, lambda: leases.census, relays=relays)
+    reconciler = mesh.MeshReconciler(
+        seen.client, *seen.stores, seen.events, lambda: leases.census, relays=relays, namespace=seen.namespace
+    )
     controller = Controller("mesh", reconciler, telemetry=seen.telemetry)
     controller.watches(seen.meshes)
     controller.watches(seen.peers, mesh.peer_to_mesh)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
-from ..api.constants import ANNOTATION_ENDPOINT, FIELD_MANAGER_OPERATOR, LABEL_VPN_ENABLED
+from ..api.constants import ANNOTATION_ENDPOINT, FIELD_MANAGER_OPERATOR, LABEL_VPN_ENABLED, NAMESPACE
 from ..api.effective import EffectivePeers, reservations
 from ..api.reading import KEY_ACCEPTED, Problem, parse_peer
 from ..runtime.conditions import find_condition
@@ -73,6 +73,7 @@ class PeerStatusReconciler:
         peers: all Peers, with the indexes of `add_indexes`.
         events: for Events on Peers.
         agents: knows which have fallen silent.
+        namespace: where the agents' pods are, for people.
         clock: Unix seconds.
     """
 
@@ -85,10 +86,11 @@ class PeerStatusReconciler:
         events: EventRecorder,
         agents: Silence,
         *,
+        namespace: str = NAMESPACE,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
-        self._agents = agents
+        self._agents, self._namespace = agents, namespace
         self._nodes = nodes
         self._meshes = meshes
         self._peers = peers
@@ -130,7 +132,9 @@ class PeerStatusReconciler:
             return judge_malformed(parsed)
         accepts = self._judge_membership(peer) or self._judge_key(peer)
         silent = self._agents.silent(key[1], shown=shows_silence(peer))
-        ready = judge_ready(key[1], accepts, conditions_of(peer), overdue=overdue, silent=silent)
+        ready = judge_ready(
+            key[1], accepts, conditions_of(peer), overdue=overdue, silent=silent, namespace=self._namespace
+        )
         return [accepts, judge_endpoint(self._nodes.get(key)), *self._judge_networks(peer), ready]
 
     def _judge_membership(self, peer: Object) -> Verdict | None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from ..api.addresses import Ranges, capacity, choose_ranges
-from ..api.constants import FIELD_MANAGER_OPERATOR
+from ..api.constants import FIELD_MANAGER_OPERATOR, NAMESPACE
 from ..api.reading import explain
 from ..api.v1alpha1 import WireKubeMesh
 from ..runtime.conditions import is_true
@@ -60,6 +60,7 @@ class MeshReconciler:
         events: for Events on the Mesh.
         census: counts the agents; None while that is not done.
         relays: resolves relay names.
+        namespace: where the agents' pods are, for people.
         clock: monotonic seconds.
     """
 
@@ -73,6 +74,7 @@ class MeshReconciler:
         census: Callable[[], Census | None],
         *,
         relays: RelayResolver | None = None,
+        namespace: str = NAMESPACE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
@@ -80,7 +82,7 @@ class MeshReconciler:
         self._meshes = meshes
         self._peers = peers
         self._events = events
-        self._census = census
+        self._census, self._namespace = census, namespace
         self._relays = relays or RelayResolver()
         self._clock = clock
         self._cluster = ClusterNetworks(client, clock)
@@ -105,7 +107,7 @@ class MeshReconciler:
             raise
         ranges = self._ranges(mesh, obj, services)
         relays = await self._relays.resolve(mesh.spec.relay, status_of(obj).get("relays") or [])
-        agents = judge_agents(self._census(), conditions_of(obj))
+        agents = judge_agents(self._census(), conditions_of(obj), self._namespace)
         verdicts = [self._judge_addresses(ranges), relays.verdict, agents]
         verdicts.append(ready_verdict(verdicts))
         fields = counts(self._peers) | {

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Protocol
 
-from ..api.constants import LEASE_STALE_SECONDS, NAMESPACE
+from ..api.constants import LEASE_STALE_SECONDS
 from ..runtime.conditions import find_condition, is_true
 from ..runtime.objects import Object
 from .kinds import conditions_of
@@ -50,7 +50,9 @@ def shows_silence(peer: Object) -> bool:
     return found is not None and found.get("reason") == AGENT_SILENT
 
 
-def judge_ready(name: str, key: Verdict, present: list[dict[str, Any]], *, overdue: bool, silent: bool) -> Verdict:
+def judge_ready(
+    name: str, key: Verdict, present: list[dict[str, Any]], *, overdue: bool, silent: bool, namespace: str
+) -> Verdict:
     """Return Ready: the key is accepted, the agent says that its data plane is ready, and it is still there.
 
     Args:
@@ -59,14 +61,15 @@ def judge_ready(name: str, key: Verdict, present: list[dict[str, Any]], *, overd
         present: the Peer's conditions.
         overdue: an agent that has not reported yet should have by now.
         silent: the agent has stopped renewing its Lease.
+        namespace: where the agents' pods are, for people.
     """
     if key.status == "False":
         return Verdict(READY, "False", key.reason, key.message)
     found = find_condition(present, DATA_PLANE_READY)
     if found is None:
-        return Verdict(READY, "False" if overdue else "Unknown", "AgentNotReported", _not_reported(name))
+        return Verdict(READY, "False" if overdue else "Unknown", "AgentNotReported", _not_reported(name, namespace))
     if silent:
-        return Verdict(READY, "False", AGENT_SILENT, _silent(name))
+        return Verdict(READY, "False", AGENT_SILENT, _silent(name, namespace))
     if found.get("status") == "False":
         return Verdict(READY, "False", found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
     if key.status != "True":
@@ -76,34 +79,35 @@ def judge_ready(name: str, key: Verdict, present: list[dict[str, Any]], *, overd
     return Verdict(READY, "Unknown", found.get("reason") or "DataPlaneNotReady", found.get("message") or "")
 
 
-def _not_reported(name: str) -> str:
-    return f"the node's agent has not reported yet; is its pod running? {_pods(name)}"
+def _not_reported(name: str, namespace: str) -> str:
+    return f"the node's agent has not reported yet; is its pod running? {_pods(name, namespace)}"
 
 
-def _silent(name: str) -> str:
+def _silent(name: str, namespace: str) -> str:
     return (
         f"the node's agent has not renewed its Lease for {LEASE_STALE_SECONDS:.0f} s: the node is off or cut off from the"
-        f" API server, or the agent has stopped; what its pod does: {_pods(name)}"
+        f" API server, or the agent has stopped; what its pod does: {_pods(name, namespace)}"
     )
 
 
-def _pods(name: str) -> str:
-    return f"kubectl -n {NAMESPACE} get pods --field-selector spec.nodeName={name}"
+def _pods(name: str, namespace: str) -> str:
+    return f"kubectl -n {namespace} get pods --field-selector spec.nodeName={name}"
 
 
-def judge_agents(census: Census | None, present: Iterable[dict[str, Any]]) -> Verdict:
+def judge_agents(census: Census | None, present: Iterable[dict[str, Any]], namespace: str) -> Verdict:
     """Return AgentsReporting of the Mesh.
 
     Args:
         census: of the agents; None while nobody has counted them.
         present: the Mesh's conditions: what is shown stays until it is known better.
+        namespace: where the agents' pods are, for people.
     """
     most_silent = census.most_silent if census is not None else None
     if census is not None and most_silent:
         message = (
             f"{census.silent} of {census.total} agents have not renewed their Leases for {LEASE_STALE_SECONDS:.0f} s;"
             " no Peer is called silent while most are. Do the nodes reach the API server?"
-            f" kubectl -n {NAMESPACE} get pods -o wide"
+            f" kubectl -n {namespace} get pods -o wide"
         )
         return Verdict(AGENTS_REPORTING, "False", "MostAgentsSilent", message)
     if most_silent is False:

@@ -17,7 +17,7 @@ from ..api.constants import FIELD_MANAGER_OPERATOR
 from ..api.slices import entries, entry_of
 from ..runtime.controller import Result
 from ..runtime.errors import Conflict, NotFound
-from ..runtime.objects import Key, Kind, Object
+from ..runtime.objects import Key, Kind, Object, version_of
 from ..runtime.reflector import Event
 from ..runtime.store import Store
 from ..telemetry.logs import get_logger
@@ -87,10 +87,10 @@ class SliceReconciler:
         written = self._written.get(event.key[1])
         if written is None:
             return (event.key,)
-        if event.new is not None and version(event.new) < version(written):
+        if event.new is not None and version_of(event.new) < version_of(written):
             return ()
         del self._written[event.key[1]]
-        return () if event.new is not None and version(event.new) == version(written) else (event.key,)
+        return () if event.new is not None and version_of(event.new) == version_of(written) else (event.key,)
 
     async def reconcile(self, key: Key) -> Result:
         """Write one slice, or all of them at the start, when it is time."""
@@ -148,8 +148,3 @@ class SliceReconciler:
     def _current(self, name: str) -> Object | None:
         """Return the slice as it is by the last that we heard: the answer to our last write, or the watch."""
         return self._written.get(name) or self._store.get(("", name))
-
-
-def version(obj: Object) -> int:
-    """Return the resource version, which grows with every write of a kind."""
-    return int(obj["metadata"].get("resourceVersion") or 0)

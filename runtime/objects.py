@@ -25,3 +25,8 @@ def key_of(obj: Object) -> Key:
     """Return (namespace, or empty for a cluster-scoped object, and name)."""
     metadata = obj["metadata"]
     return metadata.get("namespace") or "", metadata["name"]
+
+
+def version_of(obj: Object) -> int:
+    """Return the resource version, which grows with every write of a kind; 0 when there is none."""
+    return int(obj["metadata"].get("resourceVersion") or 0)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
+from operators import World
 from ports import free_ports
 
 from wirekube.lab.controlplane import ControlPlane, find_or_build
@@ -123,6 +124,15 @@ def own_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cont
     plane.start()
     yield plane
     plane.stop()
+
+
+@pytest.fixture(scope="module")
+def world(control_plane: ControlPlane) -> Iterator[World]:
+    """CRDs, rights and a Mesh for operators that the tests start; what they make is gone afterwards."""
+    found = World(control_plane)
+    found.install()
+    yield found
+    found.clean()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from operators import NAMESPACE, Operator, World
 from ports import free_ports
 
 from wirekube import telemetry
-from wirekube.lab.controlplane import ControlPlane
 from wirekube.lab.wait import eventually
 from wirekube.runtime.client import Client
 from wirekube.runtime.controller import Controller, Result
@@ -27,14 +26,6 @@ from wirekube.runtime.objects import Key
 # Operators start in some seconds, on a busy machine in many.
 pytestmark = pytest.mark.timeout(180)
 Start = Callable[[], Operator]
-
-
-@pytest.fixture(scope="module")
-def world(control_plane: ControlPlane) -> Iterator[World]:
-    world = World(control_plane)
-    world.install()
-    yield world
-    world.clean()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from faultproxy import Fault, FaultProxy, Request
 from operators import NAMESPACE, Operator, World
 from ports import free_ports
 
-from wirekube.lab.controlplane import ControlPlane
 from wirekube.lab.wait import eventually, until
 
 # Operators start in some seconds, on a busy machine in many.
@@ -26,14 +25,6 @@ TROUBLE = 6.0
 MOST = 20  # of one request in a trouble: pauses of 5 ms that double make 12 in ten seconds
 NAMES = (f"rb-{number}" for number in itertools.count())
 EXPIRED = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
-
-
-@pytest.fixture(scope="module")
-def world(control_plane: ControlPlane) -> Iterator[World]:
-    world = World(control_plane)
-    world.install()
-    yield world
-    world.clean()
 
 
 @pytest.fixture(scope="module")

@@ -67,3 +67,15 @@ async def test_status_and_spec_are_joined_while_they_are_of_one_peer() -> None:
     assert own.merged(seen) == seen | {"status": {"publicKey": "k", "listenPort": 7}}
     other = shown(uid="2")
     assert own.merged(other) is other
+
+
+async def test_an_answer_that_was_overtaken_by_a_newer_one_changes_nothing() -> None:
+    own, seen = OwnPeer(), shown(publicKey="k")
+    newer, older = (
+        {**shown(listenPort=port), "metadata": {"uid": "1", "resourceVersion": str(port)}} for port in (10, 9)
+    )
+    own.take(newer)
+    own.take(older)
+    assert (own.merged(seen) or {})["status"] == {"listenPort": 10}
+    own.take({**older, "metadata": {"uid": "2", "resourceVersion": "3"}})
+    assert own.merged(shown(uid="2")) == shown(uid="2") | {"status": {"listenPort": 9}}

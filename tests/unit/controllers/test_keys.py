@@ -27,11 +27,14 @@ class World:
         networks.add_indexes(self.nodes, self.peers)
         self.now = datetime.fromisoformat(STAMP).timestamp() + 3600
         self.quiet: bool | None = None
+        self.namespace = "wirekube-system"
         self.restart()
 
     def restart(self) -> None:
         stores = (self.nodes, self.meshes, self.peers)
-        self.reconciler = PeerStatusReconciler(self.written, *stores, self.written, self, clock=lambda: self.now)
+        self.reconciler = PeerStatusReconciler(
+            self.written, *stores, self.written, self, namespace=self.namespace, clock=lambda: self.now
+        )
 
     def silent(self, _name: str, *, shown: bool) -> bool:
         return shown if self.quiet is None else self.quiet
@@ -278,3 +281,10 @@ async def test_a_new_peer_is_first_written_about_when_its_agent_has_reported_or_
     world.put("b", OTHER, ready=True)
     world.now = datetime.fromisoformat(STAMP).timestamp() + 1
     assert shown(await world.conditions("b"), "Ready")[:2] == ("True", "Ready")
+
+
+async def test_the_remedy_names_the_namespace_that_the_agents_are_in(world: World) -> None:
+    world.namespace = "elsewhere"
+    world.restart()
+    world.put("a", None)
+    assert "kubectl -n elsewhere get pods" in shown(await world.conditions("a"), "Ready")[2]
