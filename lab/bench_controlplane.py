@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -134,44 +135,36 @@ def _caused(verb: str, what: str) -> bool:
 
 async def measure(count: int, number: int, idle: float, progress: Progress) -> Figures:
     """Measure one mesh."""
-    with tempfile.TemporaryDirectory(prefix="wirekube-bench-") as folder:
-        with progress.step(f"{count} nodes: control plane, operator, agents") as details:
-            context = world(Path(folder), count)
-            here = await context.__aenter__()
-            details.append("started")
-        try:
-            with progress.step(f"{count} nodes: join") as details:
-                labelling, joined, join_cpu = await join(here)
-                details.append(f"{joined:.1f} s after the last label")
-            await asyncio.sleep(SETTLE_SECONDS)
-            with progress.step(f"{count} nodes: {number} changes of an address") as details:
-                times, a_change = await changes(here, number)
-                details.append(f"p99 {percentile(times, 0.99):.2f} s")
-            await asyncio.sleep(SETTLE_SECONDS)
-            with progress.step(f"{count} nodes: steady for {idle:.0f} s"):
-                (requests, events), versions, before = await here.counters(), await here.versions(), here.usage()
-                start = time.monotonic()
-                await asyncio.sleep(idle)
-                (requests_after, events_after), after = await here.counters(), here.usage()
-                seconds, versions_after = time.monotonic() - start, await here.versions()
-        finally:
-            await context.__aexit__(None, None, None)
-    changed = tuple(sorted(each for each in versions if versions.get(each) != versions_after.get(each)))
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wirekube-bench-"))
+        with progress.step(f"{count} nodes: control plane, operator and agents started"):
+            here = await stack.enter_async_context(world(Path(folder), count))
+        with progress.step(f"{count} nodes: join") as details:
+            labelling, joined, join_cpu = await join(here)
+            details.append(f"{joined:.1f} s after the last label")
+        await asyncio.sleep(SETTLE_SECONDS)
+        with progress.step(f"{count} nodes: {number} changes of an address") as details:
+            times, a_change = await changes(here, number)
+            details.append(f"p99 {percentile(times, 0.99):.2f} s")
+        await asyncio.sleep(SETTLE_SECONDS)
+        with progress.step(f"{count} nodes: steady for {idle:.0f} s"):
+            steady = await rest(here, idle)
+    return Figures(count, labelling, joined, join_cpu, times, a_change, *steady)
+
+
+async def rest(
+    here: World, idle: float
+) -> tuple[float, Counter[tuple[str, str]], int, tuple[str, ...], dict[str, Usage], dict[str, Usage]]:
+    """Leave it alone; return the last six of the `Figures`."""
+    (requests, events), versions, before = await here.counters(), await here.versions(), here.usage()
+    start = time.monotonic()
+    await asyncio.sleep(idle)
+    (requests_after, events_after), after = await here.counters(), here.usage()
+    seconds, versions_after = time.monotonic() - start, await here.versions()
+    names = versions.keys() | versions_after.keys()
+    changed = tuple(sorted(each for each in names if versions.get(each) != versions_after.get(each)))
     done = requests_after - requests - Counter({("LIST", what): 1 for what in WATCHED})
-    return Figures(
-        count,
-        labelling,
-        joined,
-        join_cpu,
-        times,
-        a_change,
-        seconds,
-        done,
-        events_after - events,
-        changed,
-        before,
-        after,
-    )
+    return seconds, done, events_after - events, changed, before, after
 
 
 def lines(found: Sequence[Figures]) -> Iterator[str]:

@@ -39,6 +39,7 @@ class Agents:
     """The agents of this process, and what is asked about them."""
 
     def __init__(self, config: dict[str, Any]) -> None:
+        self._context, self._decoder = ssl.create_default_context(cafile=config["ca"]), Decoder()
         self._agents: dict[str, Agent] = {name: self._agent(config, name, own) for name, own in config["nodes"].items()}
         self._expected: int | None = None
         self._knowing: set[str] = set()
@@ -52,8 +53,6 @@ class Agents:
             from .whole import WholeAgent  # noqa: PLC0415 - after that
 
             return WholeAgent(name, own, self._changed)
-        if not hasattr(self, "_context"):
-            self._context, self._decoder = ssl.create_default_context(cafile=config["ca"]), Decoder()
         return LightAgent(name, Wire(config["server"], own, self._context), self._decoder, self._changed)
 
     async def run(self) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import base64
 from collections.abc import Callable
 
-from ...agent.facts import PeerFacts, PeerFactsReader
+from ...agent.facts import MeshFacts, PeerFacts, PeerFactsReader, parse_mesh
 from ...agent.keys import NodeKey
 from ...agent.nat.report import Behaviour, NatReport, Udp
 from ...agent.paths.candidates import Candidate, Kind
@@ -37,6 +37,7 @@ class WholeAgent:
         self._source = WatchedSlices(name, kubeconfig, (None,), noop(), self._look)
         self.ready = self._source.synced
         self._reader = PeerFactsReader(name)
+        self._mesh: MeshFacts | None = None
         self._peers: dict[str, PeerFacts] = {}
         self._publisher = Publisher(self._source, self._view)
 
@@ -63,6 +64,8 @@ class WholeAgent:
 
     def _look(self) -> None:
         snapshot = self._source.snapshot()
+        mesh = parse_mesh(snapshot.mesh) if snapshot.mesh is not None else None
+        self._mesh = mesh if isinstance(mesh, MeshFacts) else None
         peers, _ = self._reader.read(snapshot.mesh, snapshot.peers)
         self._peers = {each.name: each for each in peers}
         self._publisher.due.set()
@@ -76,6 +79,7 @@ class WholeAgent:
             self.name,
             "Running",
             key=NodeKey(bytes(32), base64.b64decode(key_of(self.name)), None),
+            mesh=self._mesh,
             nat=NAT,
             candidates=tuple(Candidate(Endpoint.parse(text), kind) for text, kind in zip(shown, kinds, strict=True)),
             paths=dict.fromkeys(self._peers, path),
